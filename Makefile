@@ -1,0 +1,56 @@
+# `make demo` and `make test` start from nothing but Python 3.10 to 3.13: they make .venv first.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROMPT ?= a red circle moving left on a white background
+
+.PHONY: help env demo test lint types test-slow format clean
+
+help:
+	@echo "make demo       a video from a text prompt, with the model in the package (PROMPT='...' for another)"
+	@echo "make test       lint, types and tests"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make lint       ruff; make format lets it correct"
+	@echo "make types      mypy"
+	@echo "make env        the environment in $(VENV)"
+	@echo "make clean      remove $(VENV) and the caches"
+
+# torch first: one version for everybody, and what is installed later keeps it.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' \
+		|| { echo "$(PYTHON) is `$(PYTHON) -V 2>&1`: 3.10 to 3.13 is needed; try make PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,verify,train]'
+	@touch $@
+
+env: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/fastvideo generate "$(PROMPT)" --output outputs/demo.mp4 --contact-sheet outputs/demo.png
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+# in this order, so that the tests' closing line is the last
+test: $(STAMP)
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory types
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -m slow --timeout=3600
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
