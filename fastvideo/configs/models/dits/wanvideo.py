@@ -1,0 +1,134 @@
+"""Arch config of the Wan video transformer (defaults: Wan2.1-T2V-14B) and its checkpoint names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fastvideo.configs.models.base import ArchConfig, ParamNamesMapping, Rename, stacked
+
+
+def _attention(theirs: str, ours: str, q: str, k: str, v: str, out: str, fused: bool) -> tuple[Rename, ...]:
+    """Names of one attention of block `*`: self-attention keeps q, k and v in one matrix, cross-attention k and v."""
+    block, inner = f"blocks.*.{theirs}", f"blocks.*.{ours}"
+    if fused:
+        qkv = stacked((f"{block}.{q}.*", f"{block}.{k}.*", f"{block}.{v}.*"), f"{inner}.qkv.*")
+    else:
+        kv = stacked((f"{block}.{k}.*", f"{block}.{v}.*"), f"{inner}.kv.*")
+        qkv = (Rename(f"{block}.{q}.*", f"{inner}.q.*"), *kv)
+    norms = Rename(f"{block}.norm_*.weight", f"{inner}.norm_*.weight")
+    return (*qkv, Rename(f"{block}.{out}.*", f"{inner}.out.*"), norms)
+
+
+DIFFUSERS_NAMES = ParamNamesMapping(
+    rules=(
+        *_attention("attn1", "self_attn", "to_q", "to_k", "to_v", "to_out.0", fused=True),
+        *_attention("attn2", "cross_attn", "to_q", "to_k", "to_v", "to_out.0", fused=False),
+        Rename("blocks.*.norm2.*", "blocks.*.cross_norm.*"),
+        Rename("blocks.*.ffn.net.0.proj.*", "blocks.*.ffn.fc_in.*"),
+        Rename("blocks.*.ffn.net.2.*", "blocks.*.ffn.fc_out.*"),
+        Rename("blocks.*.scale_shift_table", "blocks.*.modulation"),
+        Rename("condition_embedder.time_embedder.linear_1.*", "time_embedder.fc_in.*"),
+        Rename("condition_embedder.time_embedder.linear_2.*", "time_embedder.fc_out.*"),
+        Rename("condition_embedder.time_proj.*", "time_proj.*"),
+        Rename("condition_embedder.text_embedder.linear_1.*", "text_embedder.fc_in.*"),
+        Rename("condition_embedder.text_embedder.linear_2.*", "text_embedder.fc_out.*"),
+        Rename("scale_shift_table", "modulation_out"),
+    ),
+    drop=("rope.freqs_cos", "rope.freqs_sin"),
+)
+
+OFFICIAL_NAMES = ParamNamesMapping(
+    rules=(
+        *_attention("self_attn", "self_attn", "q", "k", "v", "o", fused=True),
+        *_attention("cross_attn", "cross_attn", "q", "k", "v", "o", fused=False),
+        Rename("blocks.*.norm3.*", "blocks.*.cross_norm.*"),
+        Rename("blocks.*.ffn.0.*", "blocks.*.ffn.fc_in.*"),
+        Rename("blocks.*.ffn.2.*", "blocks.*.ffn.fc_out.*"),
+        Rename("time_embedding.0.*", "time_embedder.fc_in.*"),
+        Rename("time_embedding.2.*", "time_embedder.fc_out.*"),
+        Rename("time_projection.1.*", "time_proj.*"),
+        Rename("text_embedding.0.*", "text_embedder.fc_in.*"),
+        Rename("text_embedding.2.*", "text_embedder.fc_out.*"),
+        Rename("head.head.*", "proj_out.*"),
+        Rename("head.modulation", "modulation_out"),
+    ),
+    drop=("freqs",),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanVideoArchConfig(ArchConfig):
+    """Fields of a `WanTransformer3DModel` `config.json`, under their names there."""
+
+    keep_fp32: ClassVar[tuple[str, ...]] = ("time_embedder", "modulation", "cross_norm")
+
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    num_attention_heads: int = 40
+    attention_head_dim: int = 128
+    in_channels: int = 16
+    out_channels: int = 16
+    text_dim: int = 4096
+    freq_dim: int = 256
+    ffn_dim: int = 13824
+    num_layers: int = 40
+    cross_attn_norm: bool = True
+    qk_norm: str = "rms_norm_across_heads"
+    eps: float = 1e-6
+    image_dim: int | None = None
+    added_kv_proj_dim: int | None = None
+    rope_max_seq_len: int = 1024
+    pos_embed_seq_len: int | None = None
+
+    @property
+    def param_names_mapping(self) -> ParamNamesMapping:
+        return DIFFUSERS_NAMES
+
+    @property
+    def official_param_names_mapping(self) -> ParamNamesMapping | None:
+        return OFFICIAL_NAMES
+
+    @property
+    def head_dim(self) -> int:
+        return self.attention_head_dim
+
+    @property
+    def hidden_size(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    def __post_init__(self) -> None:
+        if self.qk_norm != "rms_norm_across_heads":
+            raise ValueError(f"qk_norm={self.qk_norm!r}: Wan transformers use 'rms_norm_across_heads'")
+        if self.image_dim is not None or self.added_kv_proj_dim is not None:
+            raise ValueError(
+                f"image_dim={self.image_dim}, added_kv_proj_dim={self.added_kv_proj_dim}: image conditioning "
+                "is not supported; use a text-to-video checkpoint"
+            )
+        if self.attention_head_dim % 2:
+            raise ValueError(f"attention_head_dim={self.attention_head_dim}: rotary embedding needs an even size")
+
+    @classmethod
+    def from_official(
+        cls, raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None
+    ) -> "WanVideoArchConfig":
+        """The config that an official `config.json` (`_class_name` WanModel) describes; it needs no `shapes`.
+
+        Raises:
+            ValueError: a model type other than text-to-video, a key that is missing or unknown, or sizes that do not
+                divide.
+        """
+        if raw.get("model_type", "t2v") != "t2v":
+            raise ValueError(f"model_type={raw['model_type']!r}: only 't2v' is supported")
+        names = {
+            "ffn_dim": "ffn_dim", "freq_dim": "freq_dim", "in_dim": "in_channels", "out_dim": "out_channels",
+            "num_layers": "num_layers", "num_heads": "num_attention_heads", "eps": "eps", "text_dim": "text_dim",
+            "patch_size": "patch_size", "cross_attn_norm": "cross_attn_norm",
+        }  # fmt: skip
+        for key in ("dim", "num_heads"):
+            if not isinstance(raw.get(key), int) or raw[key] < 1:
+                raise ValueError(f"{key}={raw.get(key)!r}: config.json of a WanModel must give it, as a whole number")
+        if raw["dim"] % raw["num_heads"]:
+            raise ValueError(f"dim={raw['dim']}: must be a multiple of num_heads={raw['num_heads']}")
+        known = {ours: raw[theirs] for theirs, ours in names.items() if theirs in raw}
+        ignored = {"dim", "model_type", "text_len", "qk_norm", "window_size"}
+        rest = {key: value for key, value in raw.items() if key not in names and key not in ignored}
+        return cls.from_dict({**known, "attention_head_dim": raw["dim"] // raw["num_heads"], **rest})

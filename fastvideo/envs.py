@@ -1,0 +1,24 @@
+"""The environment variables of FastVideo: the only file that reads the environment."""
+
+import os
+from pathlib import Path
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+def logging_level() -> str:
+    """`FASTVIDEO_LOGGING_LEVEL`: one of DEBUG, INFO (default), WARNING, ERROR."""
+    level = os.environ.get("FASTVIDEO_LOGGING_LEVEL", "INFO").upper()
+    if level not in LOG_LEVELS:
+        raise ValueError(f"FASTVIDEO_LOGGING_LEVEL={level!r}: must be one of {', '.join(LOG_LEVELS)}")
+    return level
+
+
+def attention_backend() -> str | None:
+    """`FASTVIDEO_ATTENTION_BACKEND`: the name of an attention backend, or None when not set."""
+    return os.environ.get("FASTVIDEO_ATTENTION_BACKEND") or None
+
+
+def cache_root() -> Path:
+    """`FASTVIDEO_CACHE_ROOT`: where FastVideo keeps its own files, `~/.cache/fastvideo` by default."""
+    return Path(os.environ.get("FASTVIDEO_CACHE_ROOT") or "~/.cache/fastvideo").expanduser()

@@ -1,0 +1,203 @@
+"""Wan video transformer.
+
+Sources: "Wan: Open and Advanced Large-Scale Video Generative Models" (arXiv 2503.20314), section 4.3; the reference
+that results are compared with is `diffusers/models/transformers/transformer_wan.py`.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastvideo.attention.layer import DistributedAttention, LocalAttention
+from fastvideo.configs.models.dits.wanvideo import WanVideoArchConfig
+from fastvideo.layers.embedding import apply_rotary, rotary_angles, timestep_embedding
+from fastvideo.layers.mlp import MLP
+from fastvideo.layers.norm import FP32LayerNorm
+from fastvideo.models.dits.base import BaseDiT
+
+
+@dataclass(frozen=True)
+class WanContext:
+    """What the blocks need beside the tokens; nothing here changes from block to block."""
+
+    modulation: torch.Tensor
+    """[B, 6, d] fp32, from the timestep."""
+    temb: torch.Tensor
+    """[B, d], the timestep embedding that the output layer uses."""
+    text: torch.Tensor
+    """[B, S, d], the projected text."""
+    text_bias: torch.Tensor | None
+    """[S] fp32 on the cross-attention logits, or None."""
+    rotary: tuple[torch.Tensor, torch.Tensor]
+    """Cosines and sines, each [L, head_dim / 2] fp32, along the sequence."""
+    grid: tuple[int, int, int]
+    """Tokens in time, height and width."""
+
+
+class WanSelfAttention(nn.Module):
+    """Attention among the video tokens, with normalised and rotated queries and keys."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.norm_q = nn.RMSNorm(dim, eps=eps)
+        self.norm_k = nn.RMSNorm(dim, eps=eps)
+        self.attention = DistributedAttention()
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        q, k, v = (y.unflatten(-1, (self.num_heads, -1)) for y in (q, k, v))
+        q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
+        return self.out(self.attention(q, k, v).flatten(2))
+
+
+class WanCrossAttention(nn.Module):
+    """Attention from the video tokens to the text."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.norm_q = nn.RMSNorm(dim, eps=eps)
+        self.norm_k = nn.RMSNorm(dim, eps=eps)
+        self.attention = LocalAttention()
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        q = self.q(x)
+        k, v = self.kv(text).chunk(2, dim=-1)
+        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        q, k, v = (y.unflatten(-1, (self.num_heads, -1)) for y in (q, k, v))
+        if bias is not None:
+            bias = bias.expand(1, 1, x.shape[1], -1)
+        return self.out(self.attention(q, k, v, bias).flatten(2))
+
+
+class WanBlock(nn.Module):
+    """Self-attention, cross-attention and perceptron; the timestep shifts, scales and gates the outer two."""
+
+    def __init__(self, arch: WanVideoArchConfig) -> None:
+        super().__init__()
+        dim, eps = arch.hidden_size, arch.eps
+        self.self_norm = FP32LayerNorm(dim, eps, elementwise_affine=False)
+        self.self_attn = WanSelfAttention(dim, arch.num_attention_heads, eps)
+        self.cross_norm = FP32LayerNorm(dim, eps) if arch.cross_attn_norm else nn.Identity()
+        self.cross_attn = WanCrossAttention(dim, arch.num_attention_heads, eps)
+        self.ffn_norm = FP32LayerNorm(dim, eps, elementwise_affine=False)
+        self.ffn = MLP(dim, arch.ffn_dim, dim)
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(self, x: torch.Tensor, context: WanContext) -> torch.Tensor:
+        # fp32: in bf16 the modulation and the residual sums lose what the reference keeps
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation.float() + context.modulation).chunk(6, 1)
+        dtype = x.dtype
+        h = self.self_attn((self.self_norm(x) * (1 + scale) + shift).to(dtype), context.rotary)
+        x = (x.float() + h * gate).to(dtype)
+        x = x + self.cross_attn(self.cross_norm(x).to(dtype), context.text, context.text_bias)
+        h = self.ffn((self.ffn_norm(x) * (1 + ffn_scale) + ffn_shift).to(dtype))
+        return (x.float() + h * ffn_gate).to(dtype)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [T * H * W, head_dim / 2] for a token grid: a third of each head for height, for width, the
+    rest for time."""
+    spatial = 2 * (head_dim // 6)
+    dims = (head_dim - 2 * spatial, spatial, spatial)
+    t, h, w = (rotary_angles(length, dim) for length, dim in zip(grid, dims, strict=True))
+    angles = torch.cat(
+        (
+            t[:, None, None].expand(*grid, -1),
+            h[None, :, None].expand(*grid, -1),
+            w[None, None, :].expand(*grid, -1),
+        ),
+        dim=-1,
+    ).flatten(0, 2)
+    return angles.cos().float().to(device), angles.sin().float().to(device)
+
+
+class WanTransformer3DModel(BaseDiT[WanContext]):
+    """The Wan 2.1 text-to-video transformer.
+
+    Predicts the flow's velocity (noise minus data) for latents [B, C, T, H, W] at timesteps [B] in [0, 1000].
+    """
+
+    def __init__(self, arch: WanVideoArchConfig) -> None:
+        super().__init__()
+        self.arch = arch
+        dim = arch.hidden_size
+        self.patch_embedding = nn.Conv3d(arch.in_channels, dim, kernel_size=arch.patch_size, stride=arch.patch_size)
+        self.time_embedder = MLP(arch.freq_dim, dim, dim, act="silu")
+        self.time_proj = nn.Linear(dim, 6 * dim)
+        self.text_embedder = MLP(arch.text_dim, dim, dim)
+        self.blocks = nn.ModuleList(WanBlock(arch) for _ in range(arch.num_layers))
+        self.norm_out = FP32LayerNorm(dim, arch.eps, elementwise_affine=False)
+        self.proj_out = nn.Linear(dim, arch.out_channels * math.prod(arch.patch_size))
+        self.modulation_out = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+
+    def embed(
+        self, latents: torch.Tensor, timestep: torch.Tensor, *, text: torch.Tensor, text_padding: int = 0
+    ) -> tuple[torch.Tensor, WanContext]:
+        """Tokens and context.
+
+        Args:
+            latents: [B, C, T, H, W].
+            timestep: [B].
+            text: [B, S, text_dim], the text encoder's output.
+            text_padding: how many all-zero rows follow `text`. They take part in cross-attention, as in the
+                reference, but one key whose logit is raised by log(text_padding) stands for all of them: they are
+                equal, so the softmax is the same.
+
+        Raises:
+            ValueError: height or width is no multiple of the patch size, or more tokens than rotary positions.
+        """
+        grid = self._grid(latents)
+        patches = self._patchify(latents)
+        weight = self.patch_embedding.weight
+        tokens = F.linear(patches.to(weight.dtype), weight.flatten(1), self.patch_embedding.bias)
+        temb = self.time_embedder(timestep_embedding(timestep, self.arch.freq_dim)).to(tokens.dtype)
+        modulation = self.time_proj(F.silu(temb)).unflatten(-1, (6, -1)).float()
+        text_bias = None
+        if text_padding:
+            text = F.pad(text, (0, 0, 0, 1))
+            text_bias = torch.zeros(text.shape[1], device=text.device)
+            text_bias[-1] = math.log(text_padding)
+        text = self.text_embedder(text.to(tokens.dtype))
+        rotary = rotary_table(grid, self.arch.attention_head_dim, tokens.device)
+        return tokens, WanContext(modulation, temb, text, text_bias, rotary, grid)
+
+    def unembed(self, tokens: torch.Tensor, context: WanContext) -> torch.Tensor:
+        """The velocity [B, C, T, H, W] from `tokens` [B, L, d]."""
+        shift, scale = (self.modulation_out.float() + context.temb.float().unsqueeze(1)).chunk(2, dim=1)
+        tokens = self.proj_out((self.norm_out(tokens) * (1 + scale) + shift).to(tokens.dtype))
+        (t, h, w), (pt, ph, pw) = context.grid, self.arch.patch_size
+        patches = tokens.view(-1, t, h, w, pt, ph, pw, self.arch.out_channels)
+        return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+    def _grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
+        t, h, w = latents.shape[2:]
+        pt, ph, pw = self.arch.patch_size
+        if t % pt or h % ph or w % pw:
+            raise ValueError(f"latents of {t}x{h}x{w}: each must be a multiple of the patch size {pt}x{ph}x{pw}")
+        grid = (t // pt, h // ph, w // pw)
+        if max(grid) > self.arch.rope_max_seq_len:
+            raise ValueError(
+                f"{max(grid)} tokens along one axis: at most rope_max_seq_len={self.arch.rope_max_seq_len}; "
+                "make the video shorter or smaller"
+            )
+        return grid
+
+    def _patchify(self, latents: torch.Tensor) -> torch.Tensor:
+        """Patches [B, L, C * pt * ph * pw] of `latents` [B, C, T, H, W], the order of a convolution's weight."""
+        pt, ph, pw = self.arch.patch_size
+        x = latents.unflatten(4, (-1, pw)).unflatten(3, (-1, ph)).unflatten(2, (-1, pt))
+        return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)

@@ -1,0 +1,33 @@
+"""What every text encoder gives: embeddings, a mask, and the padding that the model was trained with."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """Embedded prompts."""
+
+    states: torch.Tensor
+    """[B, S, d], zero past each prompt's end; S is the longest prompt of the batch."""
+    mask: torch.Tensor
+    """[B, S] bool, true on tokens."""
+    padding: int
+    """How many more zero rows the diffusion model expects behind the S given."""
+
+
+class TextEncoder(nn.Module, ABC):
+    """A text encoder that owns its tokenizer, template and padding."""
+
+    tokenizer: Any
+    """Set by the loader."""
+    text_len: int
+    """The padded length that the diffusion model expects; set by the loader."""
+
+    @abstractmethod
+    def forward(self, prompts: list[str]) -> TextEmbeddings:
+        """Embed `prompts`."""

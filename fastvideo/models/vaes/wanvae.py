@@ -1,0 +1,297 @@
+"""Wan 2.1 video VAE: causal in time, 8x smaller in space and 4x in time (the first frame stands alone).
+
+Sources: arXiv 2503.20314, section 4.1; the reference that results are compared with is
+`diffusers/models/autoencoders/autoencoder_kl_wan.py`. The reference runs one latent frame at a time and hands feature
+caches on; here a whole chunk of frames goes through at once, which gives the same numbers, and `Past` hands on what
+the next chunk needs.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastvideo.configs.models.vaes.wanvae import WanVAEArchConfig
+
+
+class Past:
+    """What causal layers remember of the frames before a chunk: per layer, its last input frames.
+
+    An empty `Past` is the start of a clip.
+    """
+
+    def __init__(self) -> None:
+        self._frames: dict[nn.Module, torch.Tensor] = {}
+
+    def extend(self, layer: nn.Module, x: torch.Tensor, keep: int) -> torch.Tensor:
+        """`x` [B, C, T, H, W] behind the frames kept for `layer`; keeps the last `keep` frames of that for next time."""
+        before = self._frames.get(layer)
+        if before is not None:
+            x = torch.cat((before, x), dim=2)
+        self._frames[layer] = x[:, :, -keep:]
+        return x
+
+    def started(self, layer: nn.Module) -> bool:
+        """Whether `layer` has seen a frame."""
+        return layer in self._frames
+
+
+class CausalConv3d(nn.Conv3d):
+    """A convolution that sees the present and past frames only; before the first frame there are zeros."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int, int]) -> None:
+        kernel = (kernel_size,) * 3 if isinstance(kernel_size, int) else kernel_size
+        super().__init__(in_channels, out_channels, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
+
+    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+        reach = self.kernel_size[0] - 1
+        if reach:
+            length = x.shape[2]
+            x = past.extend(self, x, keep=reach)
+            missing = reach + length - x.shape[2]
+            x = F.pad(x, (0, 0, 0, 0, missing, 0)) if missing else x
+        return super().forward(x)
+
+
+class ChannelNorm(nn.Module):
+    """Each position's channels scaled to unit root mean square, times `gamma`; no epsilon matters (RMSNorm)."""
+
+    def __init__(self, dim: int, spatial_dims: int = 3) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim, *(1,) * spatial_dims))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` [B, C, ...]: reduced over C, which is the contiguous dimension of a channels-last tensor."""
+        y = F.rms_norm(x.movedim(1, -1), (x.shape[1],), self.gamma.flatten(), eps=1e-24)
+        return y.movedim(-1, 1)
+
+
+class ResidualBlock(nn.Module):
+    """Two normalised, activated causal convolutions beside a shortcut."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.norm1 = ChannelNorm(in_dim)
+        self.conv1 = CausalConv3d(in_dim, out_dim, 3)
+        self.norm2 = ChannelNorm(out_dim)
+        self.conv2 = CausalConv3d(out_dim, out_dim, 3)
+        self.conv_shortcut = CausalConv3d(in_dim, out_dim, 1) if in_dim != out_dim else None
+
+    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x, past)
+        h = self.conv1(F.silu(self.norm1(x)), past)
+        return self.conv2(F.silu(self.norm2(h)), past) + shortcut
+
+
+class AttentionBlock(nn.Module):
+    """Single-head attention among the positions of each frame."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(dim, spatial_dims=2)
+        self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        frames = _frames(x)
+        n, c, h, w = frames.shape
+        q, k, v = self.to_qkv(self.norm(frames)).flatten(2).mT.unsqueeze(1).chunk(3, dim=-1)
+        y = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT.reshape(n, c, h, w)
+        return x + _clip(self.proj(y), x.shape[0])
+
+
+def _frames(x: torch.Tensor) -> torch.Tensor:
+    """[B, C, T, H, W] as single frames [B * T, C, H, W]."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _clip(frames: torch.Tensor, batch: int) -> torch.Tensor:
+    """The inverse of `_frames`."""
+    return frames.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+class Downsample(nn.Module):
+    """Half the height and width and, if `temporal`, half the frames after the first, which stands alone."""
+
+    def __init__(self, dim: int, temporal: bool) -> None:
+        super().__init__()
+        # the convolution sits at index 1 in the checkpoints
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(dim, dim, 3, stride=2))
+        self.time_conv = nn.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
+
+    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+        x = _clip(self.resample(_frames(x)), x.shape[0])
+        if self.time_conv is None:
+            return x
+        first = None if past.started(self) else x[:, :, :1]
+        x = past.extend(self, x, keep=1)
+        later = self.time_conv(x) if x.shape[2] >= 3 else None
+        return torch.cat([part for part in (first, later) if part is not None], dim=2)
+
+
+class Upsample(nn.Module):
+    """Twice the height and width at half the channels and, if `temporal`, twice the frames after the first."""
+
+    def __init__(self, dim: int, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="nearest-exact"), nn.Conv2d(dim, dim // 2, 3, padding=1)
+        )
+        self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1)) if temporal else None
+
+    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+        if self.time_conv is not None:
+            first = None
+            if not past.started(self):
+                # the first frame is neither doubled nor seen by the frames after it
+                first, x = x[:, :, :1], x[:, :, 1:]
+                past.extend(self, first, keep=1)
+            parts = [] if first is None else [first]
+            if x.shape[2]:
+                doubled = self.time_conv(x, past).unflatten(1, (2, -1))
+                parts.append(doubled.permute(0, 2, 3, 1, 4, 5).flatten(2, 3))
+            x = torch.cat(parts, dim=2)
+        return _clip(self.resample(_frames(x)), x.shape[0])
+
+
+class MidBlock(nn.Module):
+    """Residual, attention, residual."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList((ResidualBlock(dim, dim), ResidualBlock(dim, dim)))
+        self.attentions = nn.ModuleList((AttentionBlock(dim),))
+
+    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, past)), past)
+
+
+class Encoder(nn.Module):
+    """Video [B, 3, T, H, W] to the moments of the latents [B, 2 z, t, h, w]."""
+
+    def __init__(self, arch: WanVAEArchConfig) -> None:
+        super().__init__()
+        dims = [arch.base_dim * mult for mult in (1, *arch.dim_mult)]
+        self.conv_in = CausalConv3d(arch.in_channels, dims[0], 3)
+        self.down_blocks = nn.ModuleList()
+        for level, (in_dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+            for block in range(arch.num_res_blocks):
+                self.down_blocks.append(ResidualBlock(in_dim if block == 0 else out_dim, out_dim))
+            if level < len(arch.dim_mult) - 1:
+                self.down_blocks.append(Downsample(out_dim, arch.temperal_downsample[level]))
+        self.mid_block = MidBlock(dims[-1])
+        self.norm_out = ChannelNorm(dims[-1])
+        self.conv_out = CausalConv3d(dims[-1], 2 * arch.z_dim, 3)
+
+    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+        x = self.conv_in(x, past)
+        for block in self.down_blocks:
+            x = block(x, past)
+        x = self.mid_block(x, past)
+        return self.conv_out(F.silu(self.norm_out(x)), past)
+
+
+class UpBlock(nn.Module):
+    """One level of the decoder."""
+
+    def __init__(self, in_dim: int, out_dim: int, num_res_blocks: int, upsample: Upsample | None) -> None:
+        super().__init__()
+        dims = [in_dim, *(out_dim,) * (num_res_blocks + 1)]
+        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        self.upsamplers = nn.ModuleList(() if upsample is None else (upsample,))
+
+    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+        for block in (*self.resnets, *self.upsamplers):
+            x = block(x, past)
+        return x
+
+
+class Decoder(nn.Module):
+    """Latents [B, z, t, h, w] to video [B, 3, T, H, W]."""
+
+    def __init__(self, arch: WanVAEArchConfig) -> None:
+        super().__init__()
+        base = arch.decoder_base_dim or arch.base_dim
+        dims = [base * mult for mult in (arch.dim_mult[-1], *arch.dim_mult[::-1])]
+        temporal = arch.temperal_downsample[::-1]
+        self.conv_in = CausalConv3d(arch.z_dim, dims[0], 3)
+        self.mid_block = MidBlock(dims[0])
+        self.up_blocks = nn.ModuleList()
+        for level, (in_dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+            # each upsampling halves the channels
+            upsample = Upsample(out_dim, temporal[level]) if level < len(arch.dim_mult) - 1 else None
+            self.up_blocks.append(UpBlock(in_dim // 2 if level else in_dim, out_dim, arch.num_res_blocks, upsample))
+        self.norm_out = ChannelNorm(dims[-1])
+        self.conv_out = CausalConv3d(dims[-1], arch.out_channels, 3)
+
+    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+        x = self.mid_block(self.conv_in(x, past), past)
+        for block in self.up_blocks:
+            x = block(x, past)
+        return self.conv_out(F.silu(self.norm_out(x)), past)
+
+
+class AutoencoderKLWan(nn.Module):
+    """The Wan 2.1 VAE between video in [-1, 1] and latents of zero mean and unit variance.
+
+    `chunk` is how many latent frames go through at once: memory grows with it, not with the clip, and the result
+    does not depend on it.
+    """
+
+    def __init__(self, arch: WanVAEArchConfig) -> None:
+        super().__init__()
+        self.arch = arch
+        self.encoder = Encoder(arch)
+        self.quant_conv = CausalConv3d(2 * arch.z_dim, 2 * arch.z_dim, 1)
+        self.post_quant_conv = CausalConv3d(arch.z_dim, arch.z_dim, 1)
+        self.decoder = Decoder(arch)
+        self.chunk = 4
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """Latents [B, z, 1 + (T - 1) / 4, H / 8, W / 8], the mode of the posterior, of `video` [B, 3, T, H, W].
+
+        Raises:
+            ValueError: T is not 4k + 1, or H or W is no multiple of 8.
+        """
+        time, space = self.arch.scale_factor_temporal, self.arch.scale_factor_spatial
+        _, _, t, h, w = video.shape
+        if (t - 1) % time:
+            raise ValueError(f"video of {t} frames: must be {time}k+1; try {(t - 1) // time * time + 1}")
+        if h % space or w % space:
+            raise ValueError(f"video of {h}x{w}: height and width must be multiples of {space}")
+        past = Past()
+        parts = [video[:, :, :1], *video[:, :, 1:].split(time * self.chunk, dim=2)]
+        moments = torch.cat([self.moments(part, past) for part in parts if part.shape[2]], dim=2)
+        mean, std = self._statistics(moments)
+        return (moments.chunk(2, dim=1)[0] - mean) / std
+
+    def moments(self, video: torch.Tensor, past: Past) -> torch.Tensor:
+        """Mean and log variance [B, 2 z, t, h, w] of the posterior, not scaled, of the frames that follow `past`."""
+        return self.quant_conv(self.encoder(self._layout(video), past), past)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Video [B, 3, 4 (t - 1) + 1, 8 h, 8 w] in [-1, 1] of `latents` [B, z, t, h, w]."""
+        return torch.cat(list(self.stream(latents)), dim=2)
+
+    def stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The frames of `decode`, a chunk at a time."""
+        past = Past()
+        mean, std = self._statistics(latents)
+        for part in (latents * std + mean).split(self.chunk, dim=2):
+            yield self.frames(part, past).clamp(-1, 1)
+
+    def frames(self, latents: torch.Tensor, past: Past) -> torch.Tensor:
+        """Frames, not clamped, of unscaled `latents` that follow `past`."""
+        return self.decoder(self.post_quant_conv(self._layout(latents), past), past)
+
+    def _layout(self, x: torch.Tensor) -> torch.Tensor:
+        # convolutions and the channel norm both run over contiguous channels
+        return x.to(self.post_quant_conv.weight.dtype, memory_format=torch.channels_last_3d)
+
+    def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, std = (
+            torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1, 1)
+            for values in (self.arch.latents_mean, self.arch.latents_std)
+        )
+        return mean, std
