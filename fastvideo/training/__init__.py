@@ -1,0 +1,1 @@
+"""Training: what the recipes under `recipes/` are made of. Nothing else imports it."""

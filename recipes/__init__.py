@@ -1,0 +1,1 @@
+"""Small, self-contained training recipes for FastVideo."""

@@ -1,0 +1,79 @@
+"""Clips of the shapes world as cached VAE latents: what the video transformer trains on.
+
+The cache is a folder of shards. A shard's content depends on its clip shape and number alone, so shards can be made in
+any order, by several processes, and again after a kill.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastvideo.models.vaes.wanvae import AutoencoderKLWan
+from recipes.shapes.train_vae import ClipShape
+from recipes.shapes.world import Object, Scene, render, sample_scene
+
+SHARD_CLIPS = 128
+
+
+def scene_from_dict(raw: dict) -> Scene:
+    """The inverse of `dataclasses.asdict`."""
+    return Scene(raw["background"], tuple(Object(**item) for item in raw["objects"]))
+
+
+def shard_path(folder: Path, shape: ClipShape, index: int) -> Path:
+    return folder / f"{shape.frames}x{shape.size}-{index:04d}.pt"
+
+
+@torch.no_grad()
+def build_shard(vae: AutoencoderKLWan, folder: Path, shape: ClipShape, index: int, objects: int = 1) -> None:
+    """Write shard `index` of `shape` unless it is there."""
+    path = shard_path(folder, shape, index)
+    if path.exists():
+        return
+    rng = np.random.default_rng((shape.frames, shape.size, index))
+    scenes = [sample_scene(rng, objects=objects) for _ in range(SHARD_CLIPS)]
+    latents = []
+    for start in range(0, SHARD_CLIPS, shape.batch):
+        clips = []
+        for scene in scenes[start : start + shape.batch]:
+            if shape.frames == 1:
+                at = int(rng.integers(17))
+                clips.append(render(scene, shape.size, shape.size, 17)[at : at + 1])
+            else:
+                clips.append(render(scene, shape.size, shape.size, shape.frames))
+        video = torch.stack(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        with torch.autocast("cpu", torch.bfloat16):
+            latents.append(vae.encode(video).half())
+    state = {"latents": torch.cat(latents), "scenes": [dataclasses.asdict(scene) for scene in scenes]}
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+class LatentCache:
+    """The shards of one clip shape that are there; call `refresh` to see new ones."""
+
+    def __init__(self, folder: Path, shape: ClipShape) -> None:
+        self.folder, self.shape = folder, shape
+        self.latents: list[torch.Tensor] = []
+        self.scenes: list[list[dict]] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Load shards, in order, that were added since."""
+        while (path := shard_path(self.folder, self.shape, len(self.latents))).exists():
+            state = torch.load(path, weights_only=True)
+            self.latents.append(state["latents"])
+            self.scenes.append(state["scenes"])
+
+    def __len__(self) -> int:
+        return len(self.latents) * SHARD_CLIPS
+
+    def batch(self, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, list[Scene]]:
+        """`size` random clips: latents [size, z, t, h, w] fp32, and their scenes."""
+        picks = [divmod(int(i), SHARD_CLIPS) for i in rng.integers(len(self), size=size)]
+        latents = torch.stack([self.latents[shard][index].float() for shard, index in picks])
+        return latents, [scene_from_dict(self.scenes[shard][index]) for shard, index in picks]

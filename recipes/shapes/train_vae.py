@@ -1,0 +1,175 @@
+"""Train the VAE of the shapes model: first on single frames, then on clips.
+
+From default initialisation this VAE sits on a plateau: its per-pixel norm drops magnitudes, and only the sign of the
+brightness gets through. `initialize` starts it beyond that plateau.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastvideo.configs.models.vaes.wanvae import WanVAEArchConfig
+from fastvideo.models.vaes.wanvae import (
+    AttentionBlock,
+    AutoencoderKLWan,
+    CausalConv3d,
+    Downsample,
+    Past,
+    ResidualBlock,
+    Upsample,
+)
+from fastvideo.training.trainer import Metrics, StepInfo, Trainer, TrainerConfig
+from recipes.shapes.world import held_out_combos, render, sample_scene
+
+LATENT_CHANNELS = 8
+ARCH = WanVAEArchConfig(
+    base_dim=16,
+    z_dim=LATENT_CHANNELS,
+    num_res_blocks=1,
+    latents_mean=(0.0,) * LATENT_CHANNELS,
+    latents_std=(1.0,) * LATENT_CHANNELS,
+)
+KL_WEIGHT = 3e-4
+TWO_OBJECTS = 0.25
+"""Share of scenes with two objects, which a later version of the model draws."""
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """A batch of clips."""
+
+    batch: int
+    frames: int
+    size: int
+
+
+IMAGES = ClipShape(12, 1, 64)
+CLIPS = (ClipShape(4, 9, 64), ClipShape(2, 17, 64), ClipShape(2, 9, 96))
+
+
+def initialize(vae: AutoencoderKLWan) -> None:
+    """Identity resampling, silent residual branches, biased first layer, and time kernels that see the last frame."""
+    for module in vae.modules():
+        if isinstance(module, CausalConv3d) and module.kernel_size[0] == 3:
+            module.weight.data[:, :, :-1] = 0
+        if isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)
+        elif isinstance(module, AttentionBlock):
+            nn.init.zeros_(module.proj.weight)
+            nn.init.zeros_(module.proj.bias)
+        elif isinstance(module, Downsample | Upsample):
+            nn.init.dirac_(module.resample[1].weight)
+            nn.init.zeros_(module.resample[1].bias)
+            if module.time_conv is not None:
+                weight = module.time_conv.weight.data
+                weight.zero_()
+                for copy in weight[:, :, -1, 0, 0].split(weight.shape[1]):
+                    copy.fill_diagonal_(1)
+                nn.init.zeros_(module.time_conv.bias)
+    nn.init.normal_(vae.encoder.conv_in.bias, std=0.5)
+
+
+def batch_of_clips(rng: np.random.Generator, shape: ClipShape) -> torch.Tensor:
+    """Random training clips [B, 3, T, H, W] in [-1, 1]."""
+    scenes = [sample_scene(rng, objects=1 + int(rng.random() < TWO_OBJECTS)) for _ in range(shape.batch)]
+    if shape.frames == 1:
+        # a later frame of a longer clip: single frames must not all be first frames
+        at = int(rng.integers(17))
+        clips = [render(scene, shape.size, shape.size, 17)[at : at + 1] for scene in scenes]
+    else:
+        clips = [render(scene, shape.size, shape.size, shape.frames) for scene in scenes]
+    return torch.stack(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def vae_loss(vae: AutoencoderKLWan, video: torch.Tensor, train_encoder: bool) -> tuple[torch.Tensor, Metrics]:
+    """Absolute and squared error of the reconstruction, and the KL divergence of the posterior (VAE, 1312.6114)."""
+    with torch.set_grad_enabled(train_encoder):
+        mean, log_variance = vae.moments(video, Past()).float().chunk(2, dim=1)
+    log_variance = log_variance.clamp(-20, 10)
+    latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+    error = vae.frames(latents, Past()).float() - video
+    absolute, squared = error.abs().mean(), error.square().mean()
+    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+    loss = absolute + 2 * squared + (KL_WEIGHT * kl if train_encoder else 0.0)
+    return loss, {"psnr": (10 * torch.log10(4 / squared)).item(), "kl": kl.item()}
+
+
+def reconstruction_psnr(vae: AutoencoderKLWan, clips: int = 12, frames: int = 17, size: int = 96) -> float:
+    """Mean PSNR in dB over clips of combinations that training never shows."""
+    rng = np.random.default_rng(7)
+    combos = held_out_combos()
+    values = []
+    for index in range(clips):
+        clip = render(sample_scene(rng, combos[index * 7 % len(combos)]), size, size, frames)
+        video = clip.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        error = F.mse_loss(vae.decode(vae.encode(video)).float(), video)
+        values.append(10 * torch.log10(4 / error).item())
+    return float(np.mean(values))
+
+
+def channels_last(vae: AutoencoderKLWan) -> None:
+    """Lay the convolution weights out as the activations are."""
+    for module in vae.modules():
+        if isinstance(module, nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)
+        elif isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training: which clips (in turn), how many steps, and whether the encoder learns too."""
+
+    name: str
+    shapes: tuple[ClipShape, ...]
+    steps: int
+    lr: float
+    train_encoder: bool = True
+
+
+# 1e-3 is right for frames and too much for clips, whose batches are small: the picture falls apart
+STAGES = (Stage("images", (IMAGES,), 1200, 1e-3), Stage("clips", CLIPS, 1900, 3e-4))
+DECODER_STAGE = Stage("decoder", CLIPS, 4000, 3e-4, train_encoder=False)
+
+
+def run_stage(vae: AutoencoderKLWan, stage: Stage, output_dir: Path, scale: float) -> None:
+    """Train through `stage`, to the average of its parameters. `scale` is the share of the steps to take."""
+    for half in (vae.encoder, vae.quant_conv):
+        half.requires_grad_(stage.train_encoder)
+
+    def loss(info: StepInfo) -> tuple[torch.Tensor, Metrics]:
+        video = batch_of_clips(info.rng, stage.shapes[info.step % len(stage.shapes)])
+        return vae_loss(vae, video, stage.train_encoder)
+
+    def evaluate(step: int) -> Metrics:
+        return {"heldout_psnr": reconstruction_psnr(vae, frames=1 if stage.name == "images" else 17)}
+
+    config = TrainerConfig(
+        output_dir=output_dir / stage.name, steps=int(stage.steps * scale), lr=stage.lr, seed=len(stage.name)
+    )
+    trainer = Trainer(vae, config, loss, evaluate, evaluate_every=500)
+    trainer.run()
+    trainer.ema.copy_to(vae)
+
+
+def train(output_dir: Path, scale: float = 1.0) -> AutoencoderKLWan:
+    """Single frames, then clips."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(ARCH)
+    initialize(vae)
+    channels_last(vae)
+    for stage in STAGES:
+        run_stage(vae, stage, output_dir, scale)
+    return vae
+
+
+def train_decoder(output_dir: Path, vae: AutoencoderKLWan, scale: float = 1.0) -> AutoencoderKLWan:
+    """The decoder alone, on a frozen encoder: it can go on while a transformer trains on the latents."""
+    channels_last(vae)
+    run_stage(vae, DECODER_STAGE, output_dir, scale)
+    return vae
