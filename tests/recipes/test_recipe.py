@@ -1,0 +1,110 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from fastvideo.configs.registry import SHIPPED_MODEL
+from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.models.dits.wanvideo import WanTransformer3DModel
+from fastvideo.models.loader.component_loader import load_components
+from fastvideo.models.loader.repo import resolve_repo
+from fastvideo.models.vaes.wanvae import AutoencoderKLWan, Past
+from fastvideo.training.trainer import StepInfo
+from recipes.shapes import train_dit, train_text, train_vae
+from recipes.shapes.export import export
+from recipes.shapes.latents import SHARD_CLIPS, LatentCache, build_shard
+from recipes.shapes.world import held_out_combos
+
+SMALL = dataclasses.replace(train_vae.ARCH, base_dim=4)
+
+
+def small_vae() -> AutoencoderKLWan:
+    torch.manual_seed(0)
+    return AutoencoderKLWan(SMALL).eval()
+
+
+def test_the_initial_vae_lets_brightness_through_and_repeats_frames():
+    vae = small_vae()
+    train_vae.initialize(vae)
+    dark, bright = (torch.full((1, 3, 5, 32, 32), value) for value in (-0.8, 0.8))
+    with torch.no_grad():
+        latents = [vae.moments(video, Past())[:, : SMALL.z_dim] for video in (dark, bright)]
+        video = vae.frames(latents[1], Past())
+    assert (latents[0] - latents[1]).abs().mean() > 0.01
+    # upsampling in time begins as a copy: the frames of a still clip are alike
+    torch.testing.assert_close(video[:, :, 1:4], video[:, :, 2:5], rtol=1e-4, atol=1e-4)
+
+
+def test_vae_loss_trains_both_halves_or_the_decoder_alone():
+    vae = small_vae()
+    video = train_vae.batch_of_clips(np.random.default_rng(0), train_vae.ClipShape(1, 5, 32))
+    assert video.shape == (1, 3, 5, 32, 32) and video.abs().max() <= 1
+    for train_encoder in (True, False):
+        vae.zero_grad(set_to_none=True)
+        loss, metrics = train_vae.vae_loss(vae, video, train_encoder)
+        loss.backward()
+        assert (vae.encoder.conv_in.weight.grad is not None) == train_encoder
+        assert vae.decoder.conv_in.weight.grad is not None
+        assert metrics["kl"] > 0
+
+
+def test_shards_depend_on_their_number_alone_and_hold_no_unseen_combination(tmp_path):
+    shape = train_vae.ClipShape(8, 5, 32)
+    folders = [tmp_path / name for name in "ab"]
+    for folder, order in zip(folders, ((0, 1), (1, 0)), strict=True):
+        folder.mkdir()
+        for index in order:
+            build_shard(small_vae(), folder, shape, index)
+    caches = [LatentCache(folder, shape) for folder in folders]
+    assert len(caches[0]) == 2 * SHARD_CLIPS
+    assert all(torch.equal(a, b) for a, b in zip(caches[0].latents, caches[1].latents, strict=True))
+    latents, scenes = caches[0].batch(np.random.default_rng(0), 6)
+    assert latents.shape == (6, SMALL.z_dim, 2, 4, 4) and latents.dtype == torch.float32
+    assert len(scenes) == 6
+    unseen = set(held_out_combos())
+    _, everything = caches[0].batch(np.random.default_rng(0), 200)
+    assert not any(scene.combo in unseen for scene in everything)
+
+
+def test_the_mixture_goes_from_its_first_to_its_last_shares():
+    def share(progress: float) -> float:
+        rng = np.random.default_rng(0)
+        infos = [StepInfo(0, progress, rng) for _ in range(400)]
+        picks = [train_dit.pick(train_dit.SETUP_96, info, lambda ingredient: True) for info in infos]
+        return sum(ingredient.shape.frames == 1 for ingredient in picks) / 400
+
+    first = train_dit.SETUP_96.ingredients[0]
+    assert share(0.0) == pytest.approx(first.first_share, abs=0.08)
+    assert share(1.0) == pytest.approx(first.last_share, abs=0.08)
+
+
+def test_captions_come_in_few_lengths_and_the_rest_is_counted_as_padding():
+    encoder = train_text.build_text_encoder()
+    inputs = train_dit.conditions(encoder, ["a red circle", ""])
+    assert inputs["text"].shape == (2, train_dit.TEXT_MULTIPLE, encoder.arch.d_model)
+    assert inputs["text"].shape[1] + inputs["text_padding"] == encoder.text_len
+    assert inputs["text"][1, 1:].abs().max() == 0
+
+
+def test_an_exported_repo_is_recognised_and_loads_to_the_same_weights(tmp_path):
+    torch.manual_seed(0)
+    dit, encoder = WanTransformer3DModel(train_dit.ARCH), train_text.build_text_encoder()
+    vae = AutoencoderKLWan(train_vae.ARCH)
+    (tmp_path / "dit").mkdir()
+    torch.save({"ema": dict(dit.named_parameters())}, tmp_path / "dit" / "last.pt")
+    export(tmp_path, tmp_path / "repo", vae, encoder)
+    repo = resolve_repo(tmp_path / "repo")
+    assert repo.entry.name == SHIPPED_MODEL.name
+    names = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
+    config = FastVideoArgs.from_kwargs(tmp_path / "repo", precision="fp32")
+    loaded = load_components(repo, names, config, config.resolved_pipeline_config())
+    for name, module in (("transformer", dit), ("vae", vae), ("text_encoder", encoder)):
+        found = dict(loaded[name].named_parameters())
+        for key, value in module.named_parameters():
+            torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-6)
+    prompts = ["a red circle moving left on a white background", "blue zzyx star"]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loaded["text_encoder"](prompts).states, encoder(prompts).states, rtol=1e-2, atol=1e-2
+        )
