@@ -87,9 +87,7 @@ class ParamNamesMapping:
 
     def repeated(self, names: Collection[str]) -> frozenset[str]:
         """Those of a checkpoint's `names` that hold once more what an earlier name of their `tied` group holds."""
-        return frozenset(
-            name for group in self.tied for name in [given for given in group if given in names][1:]
-        )
+        return frozenset(name for group in self.tied for name in [given for given in group if given in names][1:])
 
     def sources(self, name: str) -> tuple[str, ...]:
         """The checkpoint names, in order, that our parameter `name` is made of (the map read backwards)."""

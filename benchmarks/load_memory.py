@@ -1,0 +1,85 @@
+"""Peak host memory of loading a repo, against the size of its weights in memory.
+
+    python benchmarks/load_memory.py                     a random repo of 1.2 GB in a temporary folder
+    python benchmarks/load_memory.py --model FOLDER      a repo of yours
+    python benchmarks/load_memory.py --precision bf16    cast while loading
+
+Loading runs in a process of its own, whose memory is measured from just before the first weight is read (all modules
+imported, model built on the meta device) to the end. The peak is the most of anonymous and mapped pages together that
+the process ever held. Linux only: it reads /proc.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+MB = 1e6
+
+
+def memory(field: str) -> int:
+    """Bytes that `field` of /proc/self/status gives."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"/proc/self/status has no {field}")
+
+
+def measure(model: str, precision: str) -> dict[str, float]:
+    """Load every weight of `model` in this process; bytes and seconds."""
+    from fastvideo.models.loader.component_loader import blueprint, load_component
+    from fastvideo.models.loader.repo import resolve_repo, weight_sources
+    from fastvideo.platforms import DTYPES
+
+    plans = [blueprint(source) for source in weight_sources(resolve_repo(model))]
+    largest = max(info.nbytes for plan in plans for info in plan.source.header().values())
+    stored = sum(plan.nbytes for plan in plans)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    started = time.perf_counter()
+    models = [load_component(plan, dtype=DTYPES[precision]) for plan in plans]
+    seconds = time.perf_counter() - started
+    weights = sum(x.nbytes for model in models for x in model.state_dict().values())
+    peak = memory("VmHWM") - before
+    return {
+        "stored": stored, "weights": weights, "largest": largest, "peak": peak, "seconds": seconds,
+        "over": peak - weights,
+    }  # fmt: skip
+
+
+def make_repo(path: Path) -> Path:
+    """A random repo whose transformer has 0.3 billion parameters, in several files."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from tests.tiny_repos import make_wan_repo
+
+    sizes = {"num_attention_heads": 12, "attention_head_dim": 128, "num_layers": 6, "ffn_dim": 8960}
+    return make_wan_repo(path, max_shard_size="300MB", transformer=sizes)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a local repo; a random one when not given")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(options.model, options.precision)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model or str(make_repo(Path(folder) / "repo"))
+        command = [sys.executable, __file__, "--child", "--model", model, "--precision", options.precision]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    print(f"weights in their files     {found['stored'] / MB:9.1f} MB")
+    print(f"weights in memory          {found['weights'] / MB:9.1f} MB  ({options.precision})")
+    print(f"largest tensor             {found['largest'] / MB:9.1f} MB")
+    print(f"peak while loading         {found['peak'] / MB:9.1f} MB")
+    print(f"over the weights           {found['over'] / MB:9.1f} MB")
+    print(f"time                       {found['seconds']:9.2f} s")
+
+
+if __name__ == "__main__":
+    main()

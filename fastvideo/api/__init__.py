@@ -1,0 +1,1 @@
+"""Names under which newer scripts import what lives elsewhere."""

@@ -1,0 +1,5 @@
+"""`SamplingParam` under the name that newer scripts import."""
+
+from fastvideo.configs.sample.base import SamplingParam
+
+__all__ = ["SamplingParam"]

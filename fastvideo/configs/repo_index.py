@@ -1,0 +1,127 @@
+"""The JSON side of a model repo: what `model_index.json` and the component configs say. Reads no weights."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastvideo.configs.official import OfficialComponent, OfficialLayout
+from fastvideo.utils import read_json
+
+CONFIG_FILES = ("config.json", "scheduler_config.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexedComponent:
+    """One entry of `model_index.json` with its config."""
+
+    name: str
+    library: str
+    class_name: str
+    folder: str
+    """Relative to the repo; empty when the files lie at its top."""
+    config_file: str | None
+    """Relative to the repo; None when there is no such file."""
+    config: Mapping[str, Any]
+    official: OfficialComponent | None = None
+    """Where the weights are, in a folder of the authors' own layout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepoIndex:
+    """A repo's class, components and options."""
+
+    class_name: str
+    components: Mapping[str, IndexedComponent]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What else `model_index.json` says, apart from what is null or false."""
+
+    @property
+    def configs(self) -> dict[str, Mapping[str, Any]]:
+        """The config of each component."""
+        return {name: component.config for name, component in self.components.items()}
+
+
+def list_folder(folder: Path) -> frozenset[str]:
+    """The files in `folder` and two levels below, relative to it, with forward slashes."""
+    paths = (path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth) if path.is_file())
+    return frozenset(path.relative_to(folder).as_posix() for path in paths)
+
+
+def read_folder_index(folder: Path, layouts: Iterable[OfficialLayout]) -> RepoIndex:
+    """The index of the repo in local `folder`; see `read_repo_index`."""
+    return read_repo_index(str(folder), list_folder(folder), lambda name: folder / name, layouts)
+
+
+def read_repo_index(
+    repo: str, names: Collection[str], path_of: Callable[[str], Path], layouts: Iterable[OfficialLayout]
+) -> RepoIndex:
+    """The index of a repo, of a Diffusers-style one or of one in a layout in `layouts`.
+
+    Args:
+        repo: what to call it in messages.
+        names: all its files.
+        path_of: gives the local path of one of them.
+        layouts: of folders without `model_index.json`.
+
+    Raises:
+        ValueError: neither `model_index.json` nor a known layout, or a JSON file that is broken.
+    """
+    if "model_index.json" in names:
+        return _diffusers_index(repo, names, path_of)
+    if "config.json" not in names:
+        raise ValueError(
+            f"{repo}: has no model_index.json, so it is no Diffusers-style repo, and no config.json of a known "
+            "official layout; give the folder that holds one of them"
+        )
+    known = {layout.config_class: layout for layout in layouts}
+    raw = read_json(path_of("config.json"))
+    layout = known.get(str(raw.get("_class_name")))
+    if layout is None:
+        raise ValueError(
+            f"{repo}: has no model_index.json, and config.json is of _class_name={raw.get('_class_name')!r}; official "
+            f"layouts are known for {', '.join(sorted(known))}; give a Diffusers-style repo"
+        )
+    components = {part.name: _official_component(part, repo, names, path_of) for part in layout.components}
+    return RepoIndex(class_name=layout.pipeline_class, components=components)
+
+
+def _diffusers_index(repo: str, names: Collection[str], path_of: Callable[[str], Path]) -> RepoIndex:
+    path = path_of("model_index.json")
+    raw = read_json(path)
+    class_name = raw.get("_class_name")
+    if not isinstance(class_name, str) or not class_name:
+        raise ValueError(f"{path}: _class_name={class_name!r}: must name the pipeline; download the file again")
+    components: dict[str, IndexedComponent] = {}
+    options: dict[str, Any] = {}
+    for name, value in raw.items():
+        if name.startswith("_") or value in (None, False, [None, None]):
+            continue
+        if not isinstance(value, list):
+            options[name] = value
+            continue
+        if len(value) != 2 or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"{path}: {name}={value!r}: must be [library, class]; download the file again")
+        folder = [file for file in CONFIG_FILES if f"{name}/{file}" in names]
+        config_file = f"{name}/{folder[0]}" if folder else None
+        config = read_json(path_of(config_file)) if config_file else {}
+        components[name] = IndexedComponent(
+            name=name, library=value[0], class_name=value[1], folder=name, config_file=config_file, config=config
+        )
+    return RepoIndex(class_name=class_name, components=components, options=options)
+
+
+def _official_component(
+    part: OfficialComponent, repo: str, names: Collection[str], path_of: Callable[[str], Path]
+) -> IndexedComponent:
+    if part.config is not None and part.config not in names:
+        raise ValueError(f"{repo}: {part.config} is missing; download the repo again")
+    return IndexedComponent(
+        name=part.name,
+        library=part.library,
+        class_name=part.class_name,
+        folder=part.folder,
+        config_file=part.config,
+        config=read_json(path_of(part.config)) if part.config else dict(part.values),
+        official=part,
+    )

@@ -1,0 +1,43 @@
+"""Sampling defaults of the Wan models, and of the small model of the same architecture in the package.
+
+Source: the model cards; the negative prompt is the one that the Wan 2.1 authors publish with their models.
+"""
+
+from dataclasses import dataclass
+
+from fastvideo.configs.sample.base import SamplingParam
+
+WAN21_NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
+    "杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+
+@dataclass(kw_only=True)
+class WanT2V480PSampling(SamplingParam):
+    """Wan2.1-T2V-1.3B."""
+
+    negative_prompt: str = WAN21_NEGATIVE_PROMPT
+    guidance_scale: float = 3.0
+
+
+@dataclass(kw_only=True)
+class WanT2V720PSampling(WanT2V480PSampling):
+    """Wan2.1-T2V-14B."""
+
+    height: int = 720
+    width: int = 1280
+    guidance_scale: float = 5.0
+
+
+@dataclass(kw_only=True)
+class ShapesT2VSampling(SamplingParam):
+    """The model in the package."""
+
+    height: int = 96
+    width: int = 96
+    num_frames: int = 17
+    fps: int = 12
+    num_inference_steps: int = 20
+    guidance_scale: float = 3.0

@@ -1,0 +1,267 @@
+"""Builds the components of a repo: checks them all, then reads weights."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from fastvideo.attention.selector import set_attention_backend
+from fastvideo.configs.models.base import ArchConfig, ParamNamesMapping
+from fastvideo.configs.pipelines.base import PipelineConfig
+from fastvideo.configs.registry import find_component
+from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.logger import init_logger
+from fastvideo.models.dits.base import BaseDiT
+from fastvideo.models.encoders.base import TextEncoder
+from fastvideo.models.loader.repo import ComponentSource, Repo
+from fastvideo.models.loader.weights import load_into, plan_loading
+from fastvideo.models.schedulers import Scheduler, build_scheduler, check_scheduler
+from fastvideo.platforms import Platform, current_platform
+from fastvideo.utils import nearest, resolve
+
+logger = init_logger(__name__)
+
+LIBRARIES = ("diffusers", "transformers")
+TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast", "AutoTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
+"""Tokenizer classes of `transformers` that `model_index.json` may name."""
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A component that is built on the meta device and whose weights are known to fit it."""
+
+    source: ComponentSource
+    arch: ArchConfig
+    model: nn.Module
+    mapping: ParamNamesMapping
+    nbytes: int
+    """Of its weights in their files."""
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def blueprint(source: ComponentSource) -> Blueprint:
+    """`source`, built and checked; reads the config and the headers of the weight files.
+
+    Raises:
+        ValueError: the class is not registered, the config is not one of it, or the weights do not fit.
+    """
+    entry = find_component(source.class_name)
+    header = source.header()
+    what = f"component {source.name!r}"
+    if source.config_name is None and not source.official:
+        raise ValueError(f"{what}: {source.folder}/config.json is missing; download the repo again")
+    arch_class: type[ArchConfig] = resolve(entry.arch)
+    try:
+        if source.official:
+            arch = arch_class.from_official(source.config, {name: info.shape for name, info in header.items()})
+        else:
+            arch = arch_class.from_dict(source.config)
+    except ValueError as error:
+        raise ValueError(f"{what}, {source.config_name or source.weights}: {error}") from None
+    mapping = arch.official_param_names_mapping if source.official else arch.param_names_mapping
+    if mapping is None:
+        raise ValueError(f"{what}: {source.class_name} has no official format; use a Diffusers-style repo")
+    try:
+        with torch.device("meta"):
+            model: nn.Module = resolve(entry.model)(arch)
+    except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{what}, {source.config_name or source.weights}: no model can be built ({reason})") from None
+    targets = plan_loading(model, header, mapping, what)
+    return Blueprint(source, arch, model, mapping, sum(header[name].nbytes for name in targets))
+
+
+def load_component(
+    source: ComponentSource | Blueprint,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    report: Callable[[int], object] | None = None,
+) -> nn.Module:
+    """The model of `source` with its weights, for inference.
+
+    Args:
+        source: a component that has weights, or its blueprint, whose model is then used up.
+        dtype: of the weights, apart from those that the arch config keeps in fp32.
+        device: where they go.
+        report: is told the bytes read, after each tensor.
+
+    Raises:
+        ValueError: as in `blueprint`, or a weight file is truncated.
+    """
+    if isinstance(source, ComponentSource):
+        source.files.fetch(source.weight_names())
+        source = blueprint(source)
+    load_into(
+        source.model,
+        source.source.weight_files,
+        source.mapping,
+        dtype=dtype,
+        keep_fp32=source.arch.keep_fp32,
+        device=device,
+        report=report,
+        what=f"component {source.source.name!r}",
+    )
+    model = source.model.eval().requires_grad_(False)
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())), "left without memory"
+    return model
+
+
+def load_tokenizer(source: ComponentSource) -> Any:
+    """The `transformers` tokenizer of `source`, from the files of its folder alone.
+
+    Raises:
+        ValueError: the class is not known, or the folder holds no tokenizer of it.
+    """
+    check_tokenizer(source.class_name)
+    folder = source.local_folder()
+    try:
+        return resolve(f"transformers:{source.class_name}").from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # what a broken file raises depends on the tokenizer
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{folder}: no {source.class_name} can be made of it ({reason}); download it again") from None
+
+
+def check_tokenizer(class_name: str) -> None:
+    """Raise a `ValueError` that lists the choices unless `class_name` is in `TOKENIZERS`."""
+    if class_name not in TOKENIZERS:
+        close = nearest(class_name, TOKENIZERS)
+        raise ValueError(
+            f"tokenizer class {class_name!r}: not known; "
+            + (f"did you mean {close!r}? " if close else "")
+            + f"known are {', '.join(TOKENIZERS)}"
+        )
+
+
+def check_components(repo: Repo, required: Collection[str], options: Collection[str] = ()) -> None:
+    """Check that `repo` has the components in `required`, all of classes that are known, and nothing beside.
+
+    Args:
+        repo: a resolved repo.
+        required: names of components.
+        options: what else in `model_index.json` the pipeline heeds.
+
+    Raises:
+        ValueError: a component that is missing, or of a class that nobody registered; or something in the index that
+            the pipeline would ignore.
+    """
+    pipeline = repo.entry.pipeline_class
+    for name in required:
+        if name not in repo.components:
+            raise ValueError(
+                f"component {name!r}: {pipeline} needs it, and model_index.json of {repo.model} lists only "
+                f"{', '.join(sorted(repo.components)) or 'none'}; download the repo again"
+            )
+    for name, source in repo.components.items():
+        if name not in required:
+            raise ValueError(
+                f"component {name!r} ({source.class_name}): model_index.json of {repo.model} lists it, and {pipeline} "
+                "would ignore it; this version does not support the model"
+            )
+        if source.library not in LIBRARIES:
+            raise ValueError(f"component {name!r}: library {source.library!r} must be one of {', '.join(LIBRARIES)}")
+        if name.startswith("scheduler"):
+            check_scheduler(source.class_name)
+        elif name.startswith("tokenizer"):
+            check_tokenizer(source.class_name)
+        else:
+            find_component(source.class_name)
+    for name, value in repo.model_index.items():
+        if not name.startswith("_") and name not in options:
+            raise ValueError(
+                f"{name}={value!r}: model_index.json of {repo.model} asks for it, and {pipeline} would ignore it; "
+                "this version does not support the model"
+            )
+
+
+def load_components(
+    repo: Repo,
+    required: Collection[str],
+    args: FastVideoArgs,
+    pipeline_config: PipelineConfig,
+    *,
+    progress: bool = True,
+    options: Collection[str] = (),
+) -> dict[str, object]:
+    """The components in `required`: models with weights on their device, tokenizers, schedulers.
+
+    Text encoders get their tokenizer and text length. All is checked before a weight is read.
+
+    Args:
+        repo: a resolved repo.
+        required: names of components.
+        args: device, attention backend, compilation.
+        pipeline_config: precisions, text length, flow shift.
+        progress: show a bar of the bytes read, if standard error is a terminal.
+        options: what else in `model_index.json` the pipeline heeds.
+
+    Raises:
+        ValueError: as in `check_components` and `blueprint`, or the device does not compute in a precision.
+    """
+    check_components(repo, required, options)
+    platform = current_platform(args.device)
+    sources = [repo.components[name] for name in required]
+    models = [source for source in sources if source.has_weights]
+    dtypes = {source.name: platform.dtype(pipeline_config.precision_of(source.name)) for source in models}
+    loaded: dict[str, object] = {}
+    for source in sources:
+        if not source.has_weights:
+            loaded[source.name] = _without_weights(source, pipeline_config)
+    for source in models:
+        source.files.fetch(source.weight_names())
+    blueprints = [blueprint(source) for source in models]
+    _warn_if_short_of_memory(blueprints, dtypes, platform)
+    with tqdm(
+        total=sum(plan.nbytes for plan in blueprints), unit="B", unit_scale=True, desc="Loading", leave=False,
+        disable=None if progress else True,
+    ) as bar:  # fmt: skip
+        for plan in blueprints:
+            name = plan.source.name
+            bar.set_postfix_str(name, refresh=False)
+            model = load_component(plan, dtype=dtypes[name], device=platform.device, report=bar.update)
+            _prepare(model, plan.arch, dtypes[name], args, platform)
+            if isinstance(model, TextEncoder):
+                _give_tokenizer(model, name, loaded, pipeline_config)
+            loaded[name] = model
+    return loaded
+
+
+def _without_weights(source: ComponentSource, pipeline_config: PipelineConfig) -> Scheduler | Any:
+    if source.name.startswith("tokenizer"):
+        return load_tokenizer(source)
+    return build_scheduler(source.class_name, source.config, pipeline_config.flow_shift)
+
+
+def _prepare(model: nn.Module, arch: ArchConfig, dtype: torch.dtype, args: FastVideoArgs, platform: Platform) -> None:
+    """Attention backends, and compilation of a diffusion transformer."""
+    if arch.head_dim is not None:
+        wanted = args.resolved_attention_backend() if isinstance(model, BaseDiT) else "auto"
+        set_attention_backend(model, wanted, device=platform.device, dtype=dtype, head_dim=arch.head_dim)
+    if isinstance(model, BaseDiT) and args.enable_torch_compile:
+        for block in model.blocks:
+            block.compile(**(args.torch_compile_kwargs or {}))
+
+
+def _give_tokenizer(model: TextEncoder, name: str, loaded: dict[str, object], pipeline_config: PipelineConfig) -> None:
+    tokenizer = name.replace("text_encoder", "tokenizer", 1)
+    if tokenizer not in loaded:
+        raise ValueError(f"component {name!r}: needs component {tokenizer!r}, which the pipeline does not ask for")
+    model.tokenizer = loaded[tokenizer]
+    model.text_len = pipeline_config.text_len
+
+
+def _warn_if_short_of_memory(blueprints: list[Blueprint], dtypes: dict[str, torch.dtype], platform: Platform) -> None:
+    needed = sum(plan.parameters * dtypes[plan.source.name].itemsize for plan in blueprints)
+    free = platform.available_memory()
+    if needed > free:
+        logger.warning(
+            "the weights take %.1f GB of memory and %.1f GB are free on %s: close other programs, or use "
+            "precision='bf16' or a smaller model", needed / 1e9, free / 1e9, platform.device_type,
+        )  # fmt: skip

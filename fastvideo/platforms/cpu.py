@@ -1,0 +1,84 @@
+"""The host's processor."""
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+from fastvideo.platforms.base import Platform
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_CGROUP_STATS = (Path("/sys/fs/cgroup/memory.stat"), Path("/sys/fs/cgroup/memory/memory.stat"))
+_CGROUP_USED = (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))
+
+
+class CPUPlatform(Platform):
+    """Memory is the host's, or the control group's limit where that is less."""
+
+    device_type = "cpu"
+
+    def name(self) -> str:
+        return platform.processor() or platform.machine() or "CPU"
+
+    def why_unavailable(self) -> str | None:
+        return None
+
+    def supported_precisions(self) -> tuple[str, ...]:
+        return ("fp32", "bf16", "fp16")
+
+    def total_memory(self) -> int:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        limit = _first_number(_CGROUP_LIMITS)
+        return total if limit is None else min(total, limit)
+
+    def available_memory(self) -> int:
+        available = _field(Path("/proc/meminfo"), "MemAvailable:", 1024)
+        if available is None:
+            return self.total_memory()
+        limit, used = _first_number(_CGROUP_LIMITS), _first_number(_CGROUP_USED)
+        if limit is None or used is None:
+            return available
+        # file pages that the kernel drops when memory is needed count as used there
+        cached = next((size for path in _CGROUP_STATS if (size := _field(path, "inactive_file ")) is not None), 0)
+        return max(0, min(available, limit - used + cached))
+
+    def peak_memory(self) -> int:
+        peak = _field(Path("/proc/self/status"), "VmHWM:", 1024)
+        if peak is not None:
+            return peak
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return used if sys.platform == "darwin" else used * 1024
+
+    def reset_peak_memory(self) -> None:
+        """Linux can (it needs write access to `/proc/self/clear_refs`); elsewhere the peak is that of the process."""
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return
+
+    def synchronize(self) -> None:
+        return
+
+
+def _field(path: Path, field: str, unit: int = 1) -> int | None:
+    """The bytes in the line of file `path` that starts with `field`; None where there is no such file or line."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith(field)]
+    return int(found[0]) * unit if found else None
+
+
+def _first_number(paths: tuple[Path, ...]) -> int | None:
+    """The number in the first of `paths` that holds one."""
+    for path in paths:
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            return int(text)
+    return None

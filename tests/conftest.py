@@ -1,0 +1,37 @@
+"""Fixtures for all tests: small repos, made once a session, and a cache folder of the test's own."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import tiny_repos
+
+# no test may depend on the network
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No variable of the user's reaches a test, and no test writes to the user's cache."""
+    for name in [name for name in os.environ if name.startswith("FASTVIDEO_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("FASTVIDEO_CACHE_ROOT", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def wan_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Wan 2.1 text-to-video repo with a UniPC scheduler. Read only."""
+    return tiny_repos.make_wan_repo(tmp_path_factory.mktemp("repos") / "wan-tiny")
+
+
+@pytest.fixture(scope="session")
+def euler_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights with a flow-match Euler scheduler. Read only."""
+    return tiny_repos.make_wan_repo(tmp_path_factory.mktemp("repos") / "wan-tiny-euler", scheduler="euler")
+
+
+@pytest.fixture(scope="session")
+def official_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights as a flat folder under the authors' names. Read only."""
+    return tiny_repos.make_official_repo(tmp_path_factory.mktemp("repos") / "wan-tiny-official")

@@ -1,0 +1,103 @@
+"""`FastVideoArgs`: what is unknown, wrong or not available is refused, with what to do."""
+
+from typing import Any
+
+import pytest
+
+from fastvideo.configs.pipelines import PipelineConfig
+from fastvideo.fastvideo_args import FastVideoArgs
+
+KEYWORDS_IN_USE = (
+    "num_gpus tp_size sp_size revision distributed_executor_backend use_fsdp_inference dit_cpu_offload "
+    "dit_layerwise_offload text_encoder_cpu_offload image_encoder_cpu_offload vae_cpu_offload pin_cpu_memory "
+    "enable_torch_compile torch_compile_kwargs pipeline_config attention_backend VSA_sparsity lora_path lora_nickname "
+    "dist_timeout precision device"
+)
+
+
+def test_every_keyword_in_use_is_known() -> None:
+    assert set(KEYWORDS_IN_USE.split()) | {"model"} == set(FastVideoArgs.field_names())
+
+
+def test_defaults_pass_the_check() -> None:
+    args = FastVideoArgs.from_kwargs("shapes-t2v")
+    assert (args.model, args.precision, args.device, args.num_gpus) == ("shapes-t2v", "auto", "auto", 1)
+
+
+def test_what_scripts_pass_to_run_on_one_device_is_accepted() -> None:
+    FastVideoArgs.from_kwargs(
+        "shapes-t2v", num_gpus=1, tp_size=1, sp_size=1, distributed_executor_backend="mp", use_fsdp_inference=False,
+        dit_cpu_offload=False, vae_cpu_offload=False, text_encoder_cpu_offload=False, pin_cpu_memory=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keyword", "nearest"),
+    [("num_gpu", "num_gpus"), ("attention_backed", "attention_backend"), ("Precision", "precision")],
+)
+def test_an_unknown_keyword_names_the_nearest(keyword: str, nearest: str) -> None:
+    message = f"'{keyword}': unknown keyword of from_pretrained; did you mean '{nearest}'"
+    with pytest.raises(ValueError, match=message):
+        FastVideoArgs.from_kwargs("shapes-t2v", **{keyword: 1})
+
+
+REFUSED: list[tuple[str, Any, str]] = [
+    ("num_gpus", 2, "use num_gpus=1"),
+    ("num_gpus", 0, "at least 1"),
+    ("tp_size", 2, "use tp_size=1"),
+    ("sp_size", 4, "use sp_size=1"),
+    ("distributed_executor_backend", "ray", "leave it 'mp'"),
+    ("distributed_executor_backend", "threads", "must be 'mp' or 'ray'"),
+    ("dist_timeout", 600, "leave it None"),
+    ("use_fsdp_inference", True, "leave it False"),
+    ("dit_cpu_offload", True, "leave it False"),
+    ("dit_layerwise_offload", True, "leave it False"),
+    ("text_encoder_cpu_offload", True, "leave it False"),
+    ("image_encoder_cpu_offload", True, "leave it False"),
+    ("vae_cpu_offload", True, "leave it False"),
+    ("vae_cpu_offload", None, "must be True or False"),
+    ("pin_cpu_memory", True, "leave it False"),
+    ("VSA_sparsity", 0.5, "leave it 0"),
+    ("VSA_sparsity", 2, "from 0 to 1"),
+    ("lora_path", "lora.safetensors", "merge it"),
+    ("lora_nickname", "anime", "leave it out"),
+    ("torch_compile_kwargs", {"mode": "max-autotune"}, "set enable_torch_compile=True"),
+    ("torch_compile_kwargs", "max-autotune", "must be a dict"),
+    ("enable_torch_compile", "yes", "must be True or False"),
+    ("precision", "float16", "must be one of auto, fp32, bf16, fp16"),
+    ("device", "tpu", "must be one of auto, cuda, cpu, mps"),
+    ("pipeline_config", {"flow_shift": 3}, "must be a PipelineConfig"),
+    ("pipeline_config", PipelineConfig(vae_tiling=True), "vae_tiling=True"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), REFUSED)
+def test_what_would_do_nothing_is_refused(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        FastVideoArgs.from_kwargs("shapes-t2v", **{name: value})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    if not isinstance(value, PipelineConfig):
+        assert str(error.value).startswith(f"{name}={value!r}: ")
+
+
+def test_no_model() -> None:
+    with pytest.raises(ValueError, match="model='': must be a Hub id, a local folder"):
+        FastVideoArgs.from_kwargs("")
+
+
+def test_the_pipeline_config_in_use() -> None:
+    own = FastVideoArgs.from_kwargs("Wan-AI/Wan2.1-T2V-14B-Diffusers").resolved_pipeline_config()
+    assert (own.flow_shift, own.dit_precision) == (5.0, "bf16")
+    given = PipelineConfig(flow_shift=7.0)
+    args = FastVideoArgs.from_kwargs("Wan-AI/Wan2.1-T2V-14B-Diffusers", pipeline_config=given, precision="fp32")
+    config = args.resolved_pipeline_config()
+    assert (config.flow_shift, config.dit_precision, config.text_encoder_precisions) == (7.0, "fp32", ("fp32",))
+    assert given.dit_precision == "bf16"
+
+
+def test_the_argument_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert FastVideoArgs(model="m").resolved_attention_backend() == "auto"
+    monkeypatch.setenv("FASTVIDEO_ATTENTION_BACKEND", "FLASH_ATTN")
+    assert FastVideoArgs(model="m").resolved_attention_backend() == "FLASH_ATTN"
+    assert FastVideoArgs(model="m", attention_backend="TORCH_SDPA").resolved_attention_backend() == "TORCH_SDPA"

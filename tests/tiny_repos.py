@@ -1,0 +1,178 @@
+"""Small model repos with random weights, written by `diffusers` and `transformers`, for tests to load.
+
+Sizes are odd on purpose: 3 heads of 20 in the diffusion transformer, 3 heads of 12 in the text encoder.
+"""
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TEXT = """
+a an the on and of red green blue yellow white black circle square triangle star moving left right up down background
+cat walks kite flies over sea blurry low quality
+"""
+
+
+def make_tokenizer() -> Any:
+    """A `transformers` T5 tokenizer, a Unigram model of `tokenizers`, of the words in `TEXT` and printable ASCII."""
+    from transformers import T5TokenizerFast
+
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces = [("▁", -4.0), *((f"▁{word}", -3.0) for word in TEXT.split())]
+    letters = [(char, -8.0) for char in string.printable if not char.isspace()]
+    return T5TokenizerFast(vocab=[*special, *pieces, *letters], extra_ids=0, model_max_length=512)
+
+
+def make_text_encoder(vocab_size: int, kind: str = "umt5", seed: int = 0, **fields: Any) -> Any:
+    """A random `transformers` encoder: `kind` "umt5" (gated) or "t5" (as `feed_forward_proj` says)."""
+    from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+    config_class, model_class = {"umt5": (UMT5Config, UMT5EncoderModel), "t5": (T5Config, T5EncoderModel)}[kind]
+    sizes = {"d_model": 36, "d_kv": 12, "d_ff": 52, "num_layers": 3, "num_heads": 3}
+    torch.manual_seed(seed)
+    model = model_class(config_class(vocab_size=vocab_size, **{**sizes, "feed_forward_proj": "gated-gelu", **fields}))
+    return randomize(model, seed)
+
+
+def make_transformer(seed: int = 1, **fields: Any) -> Any:
+    """A random `diffusers.WanTransformer3DModel`: 3 heads of 20, 3 layers."""
+    from diffusers import WanTransformer3DModel
+
+    sizes = {
+        "num_attention_heads": 3, "attention_head_dim": 20, "in_channels": 16, "out_channels": 16, "text_dim": 36,
+        "freq_dim": 32, "ffn_dim": 100, "num_layers": 3,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    return randomize(WanTransformer3DModel(**{**sizes, **fields}), seed)
+
+
+def make_vae(seed: int = 2, **fields: Any) -> Any:
+    """A random `diffusers.AutoencoderKLWan`: `base_dim` 6, `z_dim` 16, the published latent statistics."""
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(seed)
+    return randomize(AutoencoderKLWan(**{"base_dim": 6, "z_dim": 16, **fields}), seed)
+
+
+def make_scheduler(scheduler: str, flow_shift: float) -> Any:
+    """`scheduler` "unipc" (as Wan repos have it) or "euler"."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+    if scheduler == "euler":
+        return FlowMatchEulerDiscreteScheduler(shift=flow_shift)
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=flow_shift
+    )
+
+
+def randomize(model: Any, seed: int) -> Any:
+    """`model` in fp32 and eval mode with no parameter left at a constant, so that a mix-up of two shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.float().eval()
+
+
+def make_wan_repo(
+    path: Path,
+    scheduler: str = "unipc",
+    flow_shift: float = 3.0,
+    max_shard_size: str = "10GB",
+    seed: int = 0,
+    encoder: str = "umt5",
+    dtype: torch.dtype = torch.float32,
+    transformer: dict[str, Any] | None = None,
+    vae: dict[str, Any] | None = None,
+) -> Path:
+    """A Diffusers repo of a Wan 2.1 text-to-video pipeline in folder `path`.
+
+    Args:
+        path: the folder; made when it is not there.
+        scheduler: "unipc" or "euler".
+        flow_shift: of the scheduler.
+        max_shard_size: such as "40KB", to have the weights in several files with an index.
+        seed: of the weights.
+        encoder: "umt5" or "t5".
+        dtype: of the stored weights.
+        transformer: config fields of the transformer that differ from `make_transformer`'s.
+        vae: config fields of the VAE that differ from `make_vae`'s.
+
+    Returns:
+        `path`.
+    """
+    from diffusers import WanPipeline
+
+    tokenizer = make_tokenizer()
+    pipeline = WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=make_text_encoder(len(tokenizer), encoder, seed=3 * seed),
+        transformer=make_transformer(seed=3 * seed + 1, **(transformer or {})),
+        vae=make_vae(seed=3 * seed + 2, **(vae or {})),
+        scheduler=make_scheduler(scheduler, flow_shift),
+    )
+    if dtype != torch.float32:
+        for model in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
+            torch.nn.Module.to(model, dtype)
+    pipeline.save_pretrained(path, max_shard_size=max_shard_size)
+    return path
+
+
+def make_official_repo(path: Path, seed: int = 0, **options: Any) -> Path:
+    """A flat folder as the Wan authors publish it, with the weights of `make_wan_repo(..., seed=seed, **options)`.
+
+    The names are made by reading `official_param_names_mapping` backwards: `.safetensors` for the transformer, `.pth`
+    for the text encoder and the VAE.
+
+    Returns:
+        `path`.
+    """
+    from safetensors.torch import save_file
+
+    from fastvideo.configs.models.dits.wanvideo import WanVideoArchConfig
+
+    source = make_wan_repo(path.with_name(path.name + "-diffusers"), seed=seed, **options)
+    path.mkdir(parents=True, exist_ok=True)
+    raw = json.loads((source / "transformer" / "config.json").read_text())
+    arch = WanVideoArchConfig.from_dict(raw)
+    config = {
+        "_class_name": "WanModel", "_diffusers_version": "0.30.0", "model_type": "t2v", "text_len": 512,
+        "dim": arch.hidden_size, "num_heads": arch.num_attention_heads, "ffn_dim": arch.ffn_dim,
+        "freq_dim": arch.freq_dim, "in_dim": arch.in_channels, "out_dim": arch.out_channels,
+        "num_layers": arch.num_layers, "eps": arch.eps,
+    }  # fmt: skip
+    if arch.text_dim != 4096:
+        config["text_dim"] = arch.text_dim
+    (path / "config.json").write_text(json.dumps(config, indent=2))
+    save_file(official_state(source, "transformer"), path / "diffusion_pytorch_model.safetensors")
+    torch.save(official_state(source, "text_encoder"), path / "models_t5_umt5-xxl-enc-bf16.pth")
+    torch.save(official_state(source, "vae"), path / "Wan2.1_VAE.pth")
+    make_tokenizer().save_pretrained(path / "google" / "umt5-xxl")
+    return path
+
+
+def official_state(repo: Path, component: str) -> dict[str, torch.Tensor]:
+    """The state dict of `component` of a Diffusers repo, in one file, under the authors' names."""
+    from safetensors.torch import load_file
+
+    from fastvideo.configs.models.base import ArchConfig
+    from fastvideo.configs.models.dits.wanvideo import WanVideoArchConfig
+    from fastvideo.configs.models.encoders.t5 import UMT5ArchConfig
+    from fastvideo.configs.models.vaes.wanvae import WanVAEArchConfig
+    from fastvideo.models.loader.weights import checkpoint_state, module_state
+
+    arch_classes: dict[str, type[ArchConfig]] = {
+        "transformer": WanVideoArchConfig, "text_encoder": UMT5ArchConfig, "vae": WanVAEArchConfig,
+    }  # fmt: skip
+    folder = repo / component
+    arch = arch_classes[component].from_dict(json.loads((folder / "config.json").read_text()))
+    state: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        state |= load_file(file)
+    official = arch.official_param_names_mapping
+    assert official is not None
+    return checkpoint_state(module_state(state, arch.param_names_mapping), official)
