@@ -1,0 +1,255 @@
+"""The flags of every command, and the keys of config files. Importing this must stay quick: no torch."""
+
+import argparse
+import re
+import textwrap
+import typing
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from fastvideo import __version__
+from fastvideo.configs.pipelines.base import PipelineConfig
+from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.utils import nearest
+
+REQUEST_KEYS = ("negative_prompt", "output_path")
+"""Sampling fields that a config file has directly under `request`."""
+NOT_ON_COMMAND_LINE = ("save_video", "return_frames")
+"""Sampling fields that would do nothing: the command always saves."""
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: what runs it, as "module:function", and a line of help."""
+
+    run: str
+    help: str
+
+
+COMMANDS = {
+    "generate": Command("fastvideo.entrypoints.cli.generate:run", "make a video from a text prompt"),
+    "replay": Command("fastvideo.entrypoints.cli.replay:run", "make the clip of a file again, from what the file says"),
+    "models": Command("fastvideo.entrypoints.cli.report:models", "list the models that are registered"),
+    "inspect": Command("fastvideo.entrypoints.cli.report:inspect", "show how a model repo maps to components"),
+    "verify": Command("fastvideo.entrypoints.cli.report:verify", "compare a model's output with the reference's"),
+}
+
+
+class UsageError(Exception):
+    """The command line or a config file is wrong; `help` is the command that says what is right."""
+
+    def __init__(self, message: str, help: str = "fastvideo --help") -> None:
+        super().__init__(message)
+        self.help = help
+
+
+class Parser(ArgumentParser):
+    """A jsonargparse parser whose errors are one line that names the value, the rule and the nearest choice."""
+
+    def __init__(self, **options: Any) -> None:
+        options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **options}
+        super().__init__(**options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise `UsageError`."""
+        command = getattr(getattr(ex, "subcommand_parser", None), "prog", self.prog).replace(" [options]", "")
+        raise UsageError(self.one_line(message), f"{command} --help") from ex
+
+    def one_line(self, message: str) -> str:
+        """jsonargparse's message, shorter."""
+        if found := re.match(r"unrecognized arguments: (.*)", message, re.DOTALL):
+            first = found[1].split()[0]
+            if not first.startswith("-"):
+                return f"{found[1]!r}: one argument too many; put a prompt of several words in quotes"
+            flag = first.split("=")[0]
+            close = nearest(flag, flags(self))
+            return f"{flag}: no such flag" + (f"; did you mean {close}?" if close else "")
+        if found := re.match(r"argument COMMAND: invalid choice: '([^']*)'", message):
+            close = nearest(found[1], COMMANDS)
+            hint = f"did you mean {close!r}?" if close else f"there are {', '.join(COMMANDS)}"
+            return f"{found[1]!r}: no such command; {hint}"
+        if message.startswith('expected "command"'):
+            return f"no command given; there are {', '.join(COMMANDS)}"
+        if found := re.match(r"the following arguments are required: \w+\.(\w+)", message):
+            return f"{found[1].upper()} is missing"
+        if found := re.match(r'Parser key "([^"]+)":.*Given value: (.*)', message, re.DOTALL):
+            action = next((action for action in all_actions(self) if action.dest == found[1]), None)
+            name = found[1] if action is None or "." in found[1] else action.option_strings[-1]
+            return f"{name}={found[2].strip()}: must be {type_name(getattr(action, '_typehint', None))}"
+        return message
+
+
+def all_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """The parser's actions and those of its commands."""
+    actions = list(parser._actions)
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            actions += [deep for sub in action.choices.values() for deep in all_actions(sub)]
+    return actions
+
+
+def flags(parser: argparse.ArgumentParser) -> list[str]:
+    """Every flag of the parser and its commands, once."""
+    return sorted({flag for action in all_actions(parser) for flag in action.option_strings})
+
+
+def type_name(hint: Any) -> str:
+    """A type in words."""
+    plain = [one for one in typing.get_args(hint) or (hint,) if one is not type(None)]
+    if len(plain) == 1 and plain[0] in TYPE_NAMES:
+        return TYPE_NAMES[plain[0]]
+    return (
+        f"of type {' or '.join(getattr(one, '__name__', str(one)) if one in TYPE_NAMES else str(one) for one in plain)}"
+    )
+
+
+def config_keys() -> dict[str, Any]:
+    """The type of every key of a config file, by its dotted name."""
+    keys: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(FastVideoArgs).items():
+        if name != "pipeline_config":
+            keys[f"generator.{name}"] = hint
+    for name, hint in typing.get_type_hints(PipelineConfig).items():
+        keys[f"generator.pipeline_config.{name}"] = hint
+    keys["request.prompt"] = str | list[str]
+    for name, hint in typing.get_type_hints(SamplingParam).items():
+        if name not in NOT_ON_COMMAND_LINE:
+            keys[f"request.{name}" if name in REQUEST_KEYS else f"request.sampling.{name}"] = hint
+    return keys
+
+
+def build_parser() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(prog="fastvideo", version=__version__, description="Text to video.")
+    commands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    builders = {"generate": generate_flags, "replay": replay_flags, "inspect": model_flags, "verify": model_flags}
+    for name, command in COMMANDS.items():
+        sub = Parser(description=f"{command.help[0].upper()}{command.help[1:]}.", print_config=None)
+        if name in builders:
+            builders[name](sub)
+        commands.add_subcommand(name, sub, help=command.help)
+        sub.prog = f"fastvideo {name}"
+    return parser
+
+
+def generate_flags(parser: Parser) -> None:
+    """The flags of `fastvideo generate`."""
+    parser.add_argument("prompt", nargs="?", type=str, help="what to show, in quotes")
+    plain: list[tuple[tuple[str, ...], type, str, str]] = [
+        (("--model",), str, "MODEL", "a Hub id, a local folder, or a shipped model (default: the one in the package)"),
+        (("-o", "--output"), str, "PATH", "a file .mp4, .gif or .webp, or a folder for PNGs (default: an MP4 in "
+                                          "outputs/, named after the prompt)"),
+        (("--contact-sheet",), str, "PNG", "also write a picture with the frames side by side"),
+        (("--seed",), int, "N", "of the initial noise"),
+        (("--steps",), int, "N", "denoising steps"),
+        (("--size",), str, "WxH", "such as 832x480"),
+        (("--frames",), int, "N", "frames of the clip"),
+        (("--guidance",), float, "G", "strength of the prompt; 1 is no guidance"),
+        (("--negative",), str, "TEXT", "what to steer away from"),
+    ]  # fmt: skip
+    for names, kind, metavar, text in plain:
+        parser.add_argument(*names, type=kind | None, metavar=metavar, help=text)
+    parser.add_argument("--config", action=ActionConfigFile, metavar="YAML", help="a file with keys as below")
+    for key, hint in config_keys().items():
+        parser.add_argument(f"--{key}", type=hint | None, help=argparse.SUPPRESS)
+    parser.epilog = generate_epilog()
+
+
+def generate_epilog() -> str:
+    """What the help says about defaults and config files."""
+    sections: dict[str, list[str]] = {}
+    for key in config_keys():
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, []).append(name)
+    listed = [
+        textwrap.fill(", ".join(names), 80, initial_indent=f"  {section}: ", subsequent_indent="      ")
+        for section, names in sections.items()
+    ]
+    about = (
+        "What is not given is the model's own default. A config file holds the keys below; each is a flag as well, "
+        "such as --request.sampling.seed 42, which beats the file, and the flags above beat both."
+    )
+    return "\n".join([textwrap.fill(about, 80), *listed])
+
+
+def replay_flags(parser: Parser) -> None:
+    """The flags of `fastvideo replay`."""
+    parser.add_argument("clip", type=str, help="a file that fastvideo wrote, or a folder of its PNGs")
+    parser.add_argument("-o", "--output", type=str | None, metavar="PATH",
+                        help="where to write it (default: beside the clip, with _replay in the name)")  # fmt: skip
+    parser.add_argument("--model", type=str | None, metavar="MODEL", help="where the model is now, if it moved")
+    parser.add_argument("--force", action="store_true", help="go on though the model or versions are not the same")
+
+
+def model_flags(parser: Parser) -> None:
+    """The flags of the commands about one model."""
+    parser.add_argument("model", type=str, help="a Hub id, a local folder, or a shipped model")
+
+
+def parse(argv: list[str]) -> tuple[str, Namespace]:
+    """The command and its options.
+
+    Raises:
+        UsageError: a flag, its value, or a config file is wrong.
+    """
+    parser = build_parser()
+    options = parser.parse_args(config_first(argv))
+    command: str = options.command
+    return command, options[command]
+
+
+def config_first(argv: list[str]) -> list[str]:
+    """The arguments with `--config` moved to the front, so that dotted flags beat the file wherever they stand.
+
+    Raises:
+        UsageError: a config file cannot be read, or has an unknown key.
+    """
+    if argv[:1] != ["generate"]:
+        return argv
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config", action="append", default=[])
+    try:
+        found, rest = finder.parse_known_args(argv[1:])
+    except argparse.ArgumentError:
+        return argv  # the real parser says what is wrong
+    for path in found.config:
+        check_config(path)
+    return ["generate", *(f"--config={path}" for path in found.config), *rest]
+
+
+def check_config(path: str) -> None:
+    """Check that a config file can be read and has known keys only.
+
+    Raises:
+        UsageError: it names the file, and the key and the nearest known one.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise UsageError(f"--config={path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config={path}: is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"--config={path}: must hold the keys 'generator' and 'request'")
+    known = config_keys()
+    for key in dotted(content, known):
+        if key not in known:
+            close = nearest(key, known)
+            hint = f"did you mean {close!r}?" if close else "the keys are in fastvideo generate --help"
+            raise UsageError(f"{path}: {key!r}: unknown key; {hint}", "fastvideo generate --help")
+
+
+def dotted(content: dict[Any, Any], known: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of all keys in a nested mapping; a known key is not looked into."""
+    keys: list[str] = []
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        inside = isinstance(value, dict) and value and key not in known
+        keys += dotted(value, known, f"{key}.") if inside else [key]
+    return keys

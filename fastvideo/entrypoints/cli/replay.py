@@ -1,0 +1,136 @@
+"""`fastvideo replay`: the clip of a file again, from what the file says about itself."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from fastvideo.configs.pipelines.base import PipelineConfig
+from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.logger import init_logger
+
+logger = init_logger(__name__)
+
+
+def run(options: Namespace) -> int:
+    """Make the clip again and say whether it is the same; 1 when it is not.
+
+    Raises:
+        ValueError: the file carries no metadata, or the model's weights are others and `--force` is not given.
+    """
+    from fastvideo.entrypoints import media
+
+    clip = Path(options.clip)
+    metadata = media.read_metadata(clip)
+    settings = settings_of(metadata, clip)
+    target = media.output_file(options.output or default_output(clip), settings["prompt"], clip.suffix or ".mp4")
+    model = options.model or metadata["model"]["name"]
+    same_versions = warn_of_versions(metadata)
+    compare_weights(model, metadata, force=options.force)
+
+    import torch
+
+    from fastvideo.entrypoints.video_generator import VideoGenerator
+
+    if metadata["device"] == "cpu":
+        torch.set_num_threads(metadata["threads"])
+    with VideoGenerator.from_pretrained(model, **settings["engine"]) as generator:
+        written = generate(generator, settings, target)
+    same = compare(clip, written)
+    print(f"{written}: {same[1]} {clip}")
+    if same[0] is False and same_versions:
+        logger.error("%s differs though model and versions are the same", written)
+    return 1 if same[0] is False else 0
+
+
+def default_output(clip: Path) -> Path:
+    """Beside the clip, under a name of its own."""
+    from fastvideo.entrypoints.media import PNG_PATTERN
+
+    beside = clip.absolute().with_name(f"{clip.absolute().stem}_replay{clip.suffix}")
+    return beside / PNG_PATTERN if clip.is_dir() else beside
+
+
+def settings_of(metadata: dict[str, Any], clip: Path) -> dict[str, Any]:
+    """Keywords for the generator, from a clip's metadata.
+
+    Raises:
+        ValueError: something is missing, or is from a version with other fields.
+    """
+    try:
+        request = dict(metadata["request"])
+        prompt = request.pop("prompt")
+        wiring = {name: tuple(value) if isinstance(value, list) else value
+                  for name, value in metadata["pipeline_config"].items()}  # fmt: skip
+        names = ("precision", "attention_backend", "enable_torch_compile", "torch_compile_kwargs", "device")
+        engine = {name: metadata[name] for name in names} | {"revision": metadata["model"]["revision"]}
+        index, _ = metadata["index"], (metadata["threads"], metadata["model"]["weights"], metadata["versions"])
+    except KeyError as error:
+        raise ValueError(f"{clip}: its metadata has no {error}; it is from another version of fastvideo") from error
+    config, sampling = PipelineConfig(), SamplingParam()
+    config.update(**wiring)
+    sampling.update(**request)
+    return {"prompt": prompt, "sampling": sampling, "index": index, "engine": engine | {"pipeline_config": config}}
+
+
+def warn_of_versions(metadata: dict[str, Any]) -> bool:
+    """Whether all versions are those that the clip was made with; each other one is a warning."""
+    from fastvideo import __version__
+    from fastvideo.entrypoints.metadata import versions
+
+    then = {"fastvideo": metadata["fastvideo"], **metadata["versions"]}
+    now = {"fastvideo": __version__, **versions()}
+    for name in sorted(then.keys() | now.keys()):
+        if then.get(name) != now.get(name):
+            logger.warning("%s was %s and is %s: pixels may differ", name, then.get(name), now.get(name))
+    return then == now
+
+
+def compare_weights(model: str, metadata: dict[str, Any], force: bool) -> None:
+    """Compare the model's weights with those that made the clip; with `force` a difference is a warning only.
+
+    Raises:
+        ValueError: they differ.
+    """
+    from fastvideo.models.loader.repo import resolve_repo
+    from fastvideo.models.loader.weights import weight_hashes
+
+    then, now = metadata["model"]["weights"], weight_hashes(resolve_repo(model, metadata["model"]["revision"]))
+    different = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    if not different:
+        return
+    message = f"{model}: not the weights that made the clip ({', '.join(different)})"
+    if not force:
+        raise ValueError(f"{message}; name the model with --model, or go on with another clip with --force")
+    logger.warning("%s: the clip will differ", message)
+
+
+def generate(generator: Any, settings: dict[str, Any], target: Path) -> Path:
+    """Make the clip, alone of those that its request made together, at `target`."""
+    from fastvideo.entrypoints.media import on_disk
+
+    sampling: SamplingParam = settings["sampling"]
+    if sampling.num_videos_per_prompt == 1:
+        result = generator.generate_video(settings["prompt"], sampling_param=sampling, output_path=str(target))
+        return on_disk(result.video_path)
+    home = target.parent.parent if target.suffix == ".png" else target.parent
+    with tempfile.TemporaryDirectory(prefix=".replay-", dir=home) as folder:
+        inside = Path(folder) / target.relative_to(home)
+        results = generator.generate_video(settings["prompt"], sampling_param=sampling, output_path=str(inside))
+        made, final = on_disk(results[settings["index"]].video_path), on_disk(target)
+        if final.is_dir():
+            shutil.rmtree(final)
+        return made.replace(final)
+
+
+def compare(clip: Path, written: Path) -> tuple[bool | None, str]:
+    """Whether two clips are the same, None where the formats do not tell, and that in words."""
+    from fastvideo.entrypoints.media import read_frames
+
+    if clip.suffix != written.suffix:
+        return None, "made as"
+    first, second = read_frames(clip), read_frames(written)
+    same = first.shape == second.shape and bool((first == second).all())
+    return same, "the same, bit for bit, as" if same else "NOT the same as"

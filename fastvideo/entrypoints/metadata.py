@@ -1,0 +1,62 @@
+"""What a clip's file says about itself: enough to make the same clip again, and to see why one differs."""
+
+import platform
+from importlib import metadata as installed
+from typing import Any
+
+from fastvideo import __version__
+from fastvideo.configs.pipelines.base import PipelineConfig
+from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.fastvideo_args import FastVideoArgs
+
+NOT_CONTENT = ("output_path", "save_video", "return_frames")
+"""Sampling fields that say where a clip goes, not what it shows."""
+
+PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "numpy", "av", "ftfy")
+"""Distributions whose version can change a pixel."""
+
+
+def clip_metadata(
+    *,
+    prompt: str,
+    sampling: SamplingParam,
+    index: int,
+    args: FastVideoArgs,
+    weights: dict[str, str],
+    pipeline_config: PipelineConfig,
+    attention_backend: str,
+    device: str,
+    threads: int,
+) -> dict[str, Any]:
+    """The metadata of the clip that is number `index` of the `num_videos_per_prompt` of one prompt.
+
+    Args:
+        weights: the SHA-256 of each weight file of the model, by its path in the repo.
+        pipeline_config: as it was used; a field of it that a user changed changes the clip.
+        attention_backend: the one that ran, not the one that was asked for.
+        device: the type of the one that ran.
+        threads: of torch on the CPU, as the order of additions depends on them.
+    """
+    request = {name: value for name, value in sampling.to_dict().items() if name not in NOT_CONTENT}
+    return {
+        "fastvideo": __version__,
+        "request": {"prompt": prompt, **request},
+        "index": index,
+        "model": {"name": args.model, "revision": args.revision, "weights": weights},
+        "pipeline_config": pipeline_config.to_dict(),
+        "precision": args.precision,
+        "attention_backend": attention_backend,
+        "enable_torch_compile": args.enable_torch_compile,
+        "torch_compile_kwargs": args.torch_compile_kwargs,
+        "device": device,
+        "threads": threads,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of everything that computes."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in PACKAGES:
+        found[name] = installed.version(name)
+    return found

@@ -1,0 +1,63 @@
+"""What a generation gives back."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GenerationResult(Mapping[str, Any]):
+    """One video. Everything is there as an attribute and under its name as a key."""
+
+    frames: list[npt.NDArray[np.uint8]] | None
+    """T arrays [H, W, 3], RGB; None unless `return_frames`."""
+    samples: torch.Tensor | None
+    """[1, 3, T, H, W] fp32 in [0, 1] on the CPU; None unless `return_frames`."""
+    audio: torch.Tensor | None
+    """None: the model makes no sound."""
+    audio_sample_rate: int | None
+    """Samples a second of `audio`."""
+    video_path: str | None
+    """The file, or the folder of PNGs; None unless `save_video`."""
+    prompts: str
+    """The prompt that the video was made from."""
+    seed: int
+    """Of the noise; the videos of one call share it."""
+    size: tuple[int, int, int]
+    """Height, width, frames."""
+    generation_time: float
+    """Seconds of the call that made the video, without writing the file."""
+    stage_times: dict[str, float]
+    """Seconds of each stage of that call."""
+    peak_memory_mb: float
+    """The most memory that the device held, in MiB."""
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in NAMES:
+            raise KeyError(f"{key!r}: a result has {', '.join(NAMES)}")
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(NAMES)
+
+    def __len__(self) -> int:
+        return len(NAMES)
+
+    def __repr__(self) -> str:
+        # frames and samples would fill the screen
+        shown = ("prompts", "seed", "size", "generation_time", "video_path")
+        return f"GenerationResult({', '.join(f'{name}={self[name]!r}' for name in shown)})"
+
+
+NAMES = tuple(field.name for field in dataclasses.fields(GenerationResult))
+
+
+def to_frames(video: torch.Tensor) -> list[npt.NDArray[np.uint8]]:
+    """T arrays [H, W, 3] of `video` [3, T, H, W] in [0, 1], rounded to the nearest of 256 levels."""
+    levels = (video * 255).round().to(torch.uint8)
+    return list(levels.permute(1, 2, 3, 0).contiguous().numpy())

@@ -1,0 +1,406 @@
+"""`fastvideo verify`: a model's outputs beside those of the reference, `diffusers` and `transformers`, from the same
+files.
+
+Everything runs on the CPU, where fp32 is fp32. A component's error in fp32 is the largest difference over the largest
+magnitude. In bf16 both round, so there the error of ours against the reference in fp32 is held against the error of the
+reference in bf16, both as root mean squares. The whole pipeline is compared pixel by pixel.
+"""
+
+import dataclasses
+import gc
+import importlib
+import importlib.util
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from fastvideo.attention.selector import set_attention_backend
+from fastvideo.configs.pipelines.base import PipelineConfig
+from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.entrypoints.video_generator import VideoGenerator
+from fastvideo.logger import init_logger
+from fastvideo.models.dits.base import BaseDiT
+from fastvideo.models.loader.checkpoint import stream_tensors
+from fastvideo.models.loader.component_loader import (
+    Blueprint,
+    blueprint,
+    check_components,
+    load_component,
+    load_tokenizer,
+)
+from fastvideo.models.loader.repo import ComponentSource, Repo, resolve_repo
+from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
+from fastvideo.platforms import current_platform
+from fastvideo.utils import resolve
+
+logger = init_logger(__name__)
+
+PACKAGES = ("accelerate", "diffusers", "transformers")
+FP32_BOUND = 1e-5
+PIXEL_BOUND = 1 / 255
+BF16_NOISE = 1.25
+"""Two ways to round one sum differ by chance, most in a small model: by less than this ratio."""
+BYTES_PER_PIXEL = 6 << 10
+"""Of memory, that a video autoencoder 96 channels wide takes in fp32."""
+PROMPTS = ("a red circle moving left on a white background", "kite")
+STEPS = 3
+SEED = 11
+
+
+class Clip(NamedTuple):
+    """The size of the clips that are compared, in pixels and frames."""
+
+    height: int
+    width: int
+    num_frames: int
+
+
+CLIPS = (Clip(128, 128, 9), Clip(64, 96, 9), Clip(32, 48, 5))
+"""The first that the memory holds is used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One comparison."""
+
+    component: str
+    precision: str
+    error: float | None
+    """None when it could not run."""
+    bound: float | None
+    note: str = ""
+    """What was compared, or why nothing was."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the bound. What did not run has not passed, nor has an error of NaN."""
+        return self.error is not None and self.bound is not None and self.error <= self.bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What both sides are given."""
+
+    tokenizer: Any
+    text_len: int
+    pipeline_class: Any
+    """Of the reference."""
+    video: torch.Tensor
+    """[2, 3, T, H, W] in [-1, 1]."""
+    latents: torch.Tensor
+    """[2, z, t, h, w]."""
+    timestep: torch.Tensor
+    """[2] in [0, 1000]."""
+    text: torch.Tensor
+    """[2, text_len, d], the second half of the rows zero."""
+
+
+Outputs = dict[str, torch.Tensor]
+"""By the name of the comparison."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How to run a kind of component: ours, and the reference's."""
+
+    ours: Callable[[Any, Inputs], Outputs]
+    reference: Callable[[Any, Inputs], Outputs]
+
+
+def our_text(encoder: Any, inputs: Inputs) -> Outputs:
+    """The embedded prompts, padded."""
+    encoder.tokenizer, encoder.text_len = inputs.tokenizer, inputs.text_len
+    embeddings = encoder(list(PROMPTS))
+    return {"text encoder": F.pad(embeddings.states, (0, 0, 0, embeddings.padding))}
+
+
+def reference_text(encoder: Any, inputs: Inputs) -> Outputs:
+    """The same by the reference's pipeline, which cleans and pads prompts."""
+    pipeline = inputs.pipeline_class(
+        tokenizer=inputs.tokenizer, text_encoder=encoder, vae=None, transformer=None, scheduler=None
+    )
+    embedded = pipeline.encode_prompt(
+        list(PROMPTS), do_classifier_free_guidance=False, max_sequence_length=inputs.text_len
+    )
+    return {"text encoder": embedded[0]}
+
+
+def our_prediction(dit: Any, inputs: Inputs) -> Outputs:
+    """The prediction; equal rows of text stand as padding."""
+    length = inputs.text_len // 2
+    text = inputs.text[:, :length]
+    padding = inputs.text_len - length
+    return {"transformer": dit(inputs.latents, inputs.timestep, text=text, text_padding=padding)}
+
+
+def reference_prediction(dit: Any, inputs: Inputs) -> Outputs:
+    """The same, with all rows of text there."""
+    latents, text = inputs.latents.to(dit.dtype), inputs.text.to(dit.dtype)
+    return {"transformer": dit(latents, inputs.timestep, text, return_dict=False)[0]}
+
+
+def our_autoencoding(vae: Any, inputs: Inputs) -> Outputs:
+    """Latents of the video, and video of the latents."""
+    return {"vae encode": vae.encode(inputs.video), "vae decode": vae.decode(inputs.latents)}
+
+
+def reference_autoencoding(vae: Any, inputs: Inputs) -> Outputs:
+    """The same, with the latents scaled as the reference's pipeline does."""
+    values = (vae.config.latents_mean, vae.config.latents_std)
+    mean, std = (torch.tensor(value).view(1, -1, 1, 1, 1) for value in values)
+    latents = vae.encode(inputs.video.to(vae.dtype)).latent_dist.mode()
+    video = vae.decode((inputs.latents * std + mean).to(vae.dtype), return_dict=False)[0]
+    return {"vae encode": (latents.float() - mean) / std, "vae decode": video}
+
+
+TEXT = Probe(our_text, reference_text)
+PROBES: dict[str, Probe] = {
+    "T5EncoderModel": TEXT,
+    "UMT5EncoderModel": TEXT,
+    "WanTransformer3DModel": Probe(our_prediction, reference_prediction),
+    "AutoencoderKLWan": Probe(our_autoencoding, reference_autoencoding),
+}
+"""By the class in `model_index.json`; each registered class has one."""
+
+
+def verify(model: str | Path, clip: Clip | None = None, revision: str | None = None) -> list[Row]:
+    """Compare `model` with the reference, component by component and as a whole.
+
+    The noise schedule is the repo's own on both sides. One side of one component is in memory at a time, apart from
+    the comparison of the whole; what does not fit becomes a row that has not passed and says so.
+
+    Args:
+        model: what `VideoGenerator.from_pretrained` takes.
+        clip: size of the clips; None for what the memory holds.
+        revision: of a Hub repo.
+
+    Raises:
+        ImportError: a package of the `verify` extra is missing.
+        ValueError: the repo cannot be loaded.
+    """
+    check_packages()
+    repo = resolve_repo(model, revision)
+    pipeline_class: type[ComposedPipelineBase] = resolve(repo.entry.pipeline)
+    check_components(repo, pipeline_class._required_config_modules, pipeline_class._config_options)
+    config: PipelineConfig = resolve(repo.entry.pipeline_config)()
+    config = dataclasses.replace(config, flow_shift=None).with_precision("fp32")
+    plans = [blueprint(source) for source in repo.components.values() if source.has_weights]
+    clip = clip or fitting_clip(4 * max(plan.parameters for plan in plans))
+    rows = []
+    with quiet(), torch.no_grad():
+        inputs = make_inputs(repo, plans, config, clip)
+        for plan in plans:
+            logger.info("verify: %s", plan.source.name)
+            rows += component_rows(plan, inputs, clip)
+        logger.info("verify: the whole pipeline")
+        rows.append(pipeline_row(repo, plans, config, clip, revision))
+    return rows
+
+
+def check_packages() -> None:
+    """Raise an `ImportError` that says what to install unless the reference can be run."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"verify needs {', '.join(missing)}: pip install 'fastvideo[verify]'")
+
+
+def memory_of(clip: Clip) -> int:
+    """Bytes to run two clips of this size."""
+    return 2 * clip.height * clip.width * clip.num_frames * BYTES_PER_PIXEL
+
+
+def fitting_clip(weights: int) -> Clip:
+    """The largest of `CLIPS` that there is memory for beside `weights` bytes, or else the smallest."""
+    free = current_platform("cpu").available_memory() - weights
+    return next((clip for clip in CLIPS if memory_of(clip) <= free), CLIPS[-1])
+
+
+def short_of_memory(parameters: int, clip: Clip) -> str:
+    """Why `parameters` numbers in fp32 and a clip cannot be held; empty when they can."""
+    needed, free = 4 * parameters + memory_of(clip), current_platform("cpu").available_memory()
+    if needed <= free:
+        return ""
+    return f"not run: needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+
+
+def make_inputs(repo: Repo, plans: list[Blueprint], config: PipelineConfig, clip: Clip) -> Inputs:
+    """Random inputs of the shapes that the components take; the same each time."""
+    archs: dict[str, Any] = {plan.source.name: plan.arch for plan in plans}
+    dit, vae = archs["transformer"], archs["vae"]
+    generator = torch.Generator("cpu").manual_seed(SEED)
+    frames = (clip.num_frames - 1) // vae.scale_factor_temporal + 1
+    height, width = clip.height // vae.scale_factor_spatial, clip.width // vae.scale_factor_spatial
+    text = torch.randn(2, config.text_len, dit.text_dim, generator=generator)
+    text[:, config.text_len // 2 :] = 0
+    return Inputs(
+        tokenizer=load_tokenizer(repo.components["tokenizer"]),
+        text_len=config.text_len,
+        pipeline_class=getattr(importlib.import_module("diffusers"), repo.entry.pipeline_class),
+        video=torch.rand(2, 3, *_shape(clip), generator=generator) * 2 - 1,
+        latents=torch.randn(2, dit.in_channels, frames, height, width, generator=generator),
+        timestep=torch.rand(2, generator=generator) * 1000,
+        text=text,
+    )
+
+
+def _shape(clip: Clip) -> tuple[int, int, int]:
+    return clip.num_frames, clip.height, clip.width
+
+
+def component_rows(plan: Blueprint, inputs: Inputs, clip: Clip) -> list[Row]:
+    """Ours and the reference's of one component, in fp32 and in bf16."""
+    source = plan.source
+    note = short_of_memory(plan.parameters, clip)
+    if note:
+        return [Row(component=source.name, precision="fp32", error=None, bound=FP32_BOUND, note=note)]
+    probe = PROBES[source.class_name]
+    made: dict[torch.dtype, tuple[Outputs, Outputs]] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        reference = probe.reference(load_reference(plan, dtype), inputs)
+        gc.collect()
+        made[dtype] = probe.ours(load_ours(source, dtype), inputs), reference
+        gc.collect()
+    ours, exact = made[torch.float32]
+    our_bf16, reference_bf16 = made[torch.bfloat16]
+    rows = []
+    for name in exact:
+        shape = "x".join(map(str, exact[name].shape))
+        error = largest_difference(ours[name], exact[name]) / max(float(exact[name].abs().max()), 1e-30)
+        rows.append(Row(component=name, precision="fp32", error=error, bound=FP32_BOUND, note=shape))
+        error, bound = (root_mean_square(rounded[name], exact[name]) for rounded in (our_bf16, reference_bf16))
+        rows.append(Row(component=name, precision="bf16", error=error, bound=BF16_NOISE * bound, note=shape))
+    return rows
+
+
+def largest_difference(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    """The largest absolute difference; infinite when the shapes are not the same."""
+    return float((ours.float() - reference.float()).abs().max()) if ours.shape == reference.shape else float("inf")
+
+
+def root_mean_square(rounded: torch.Tensor, exact: torch.Tensor) -> float:
+    """Of the error of `rounded`, over that of `exact`."""
+    if rounded.shape != exact.shape:
+        return float("inf")
+    square = (rounded.float() - exact).square().mean() / exact.square().mean().clamp(min=1e-30)
+    return float(square.sqrt())
+
+
+def load_ours(source: ComponentSource, dtype: torch.dtype) -> Any:
+    """Our model of `source`."""
+    plan = blueprint(source)
+    model = load_component(plan, dtype=dtype)
+    if isinstance(model, BaseDiT) and plan.arch.head_dim is not None:
+        set_attention_backend(model, None, device="cpu", dtype=dtype, head_dim=plan.arch.head_dim)
+    return model
+
+
+def load_reference(plan: Blueprint, dtype: torch.dtype) -> Any:
+    """The reference's model of the same files.
+
+    Of an official checkpoint it is made by the reference's own translation of names where it has one.
+    """
+    source = plan.source
+    library = importlib.import_module(source.library)
+    model_class = getattr(library, source.class_name)
+    kwargs = {"diffusers": {"torch_dtype": dtype}, "transformers": {"dtype": dtype}}[source.library]
+    if not source.official:
+        return model_class.from_pretrained(source.local_folder(), local_files_only=True, **kwargs).eval()
+    config = dataclasses.asdict(plan.arch)
+    tensors = dict(stream_tensors(source.weight_files, source.header()))
+    if source.library == "transformers":
+        state = {reference_name(plan, name): tensor for name, tensor in tensors.items()}
+        return model_class.from_pretrained(
+            None, config=model_class.config_class(**config), state_dict=state, **kwargs
+        ).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps({"_class_name": source.class_name, **config}))
+        return model_class.from_single_file(tensors, config=folder, local_files_only=True, **kwargs).eval()
+
+
+def reference_name(plan: Blueprint, name: str) -> str:
+    """What the reference calls official tensor `name`: ours between the two."""
+    target = plan.mapping(name)
+    return name if target is None else plan.arch.param_names_mapping.sources(target.name)[target.part]
+
+
+def pipeline_row(repo: Repo, plans: list[Blueprint], config: PipelineConfig, clip: Clip, revision: str | None) -> Row:
+    """A short clip from a prompt, by `VideoGenerator` and by the reference's pipeline."""
+    note = short_of_memory(sum(plan.parameters for plan in plans), clip)
+    if note:
+        return Row(component="pipeline", precision="fp32", error=None, bound=PIXEL_BOUND, note=note)
+    sampling: SamplingParam = resolve(repo.entry.sampling)()
+    sampling.update(**clip._asdict(), num_inference_steps=STEPS, seed=SEED, save_video=False, return_frames=True)
+    expected = reference_video(repo, plans, config, sampling)
+    gc.collect()
+    made = VideoGenerator.from_pretrained(
+        repo.model, revision=revision, device="cpu", precision="fp32", pipeline_config=config
+    )
+    with made as generator:
+        result = generator.generate_video(PROMPTS[0], sampling)
+    assert not isinstance(result, list)
+    assert result.samples is not None
+    return Row(
+        component="pipeline",
+        precision="fp32",
+        error=largest_difference(result.samples, expected),
+        bound=PIXEL_BOUND,
+        note=f"{clip.num_frames} frames of {clip.width}x{clip.height}, {STEPS} steps",
+    )
+
+
+def reference_video(
+    repo: Repo, plans: list[Blueprint], config: PipelineConfig, sampling: SamplingParam
+) -> torch.Tensor:
+    """The reference's video [1, 3, T, H, W] in [0, 1]."""
+    import diffusers
+
+    components: dict[str, Any] = {plan.source.name: load_reference(plan, torch.float32) for plan in plans}
+    for name, source in repo.components.items():
+        if name.startswith("scheduler"):
+            components[name] = getattr(diffusers, source.class_name).from_config(dict(source.config))
+        elif name.startswith("tokenizer"):
+            components[name] = load_tokenizer(source)
+    pipeline = getattr(diffusers, repo.entry.pipeline_class)(**components)
+    pipeline.set_progress_bar_config(disable=True)
+    shared = ("negative_prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale")
+    made = pipeline(
+        prompt=PROMPTS[0],
+        generator=torch.Generator("cpu").manual_seed(sampling.seed),
+        max_sequence_length=config.text_len,
+        output_type="np",
+        **{name: getattr(sampling, name) for name in shared},
+    )
+    return torch.from_numpy(made.frames).permute(0, 4, 1, 2, 3)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block neither library draws progress bars nor warns."""
+    found = [importlib.import_module(f"{library}.utils.logging") for library in ("diffusers", "transformers")]
+    before = [(module.get_verbosity(), module.is_progress_bar_enabled()) for module in found]
+    for module in found:
+        module.set_verbosity_error()
+        module.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for module, (verbosity, bars) in zip(found, before, strict=True):
+            module.set_verbosity(verbosity)
+            if bars:
+                module.enable_progress_bar()
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row of the table whose heading is `HEADING`."""
+    error, bound = ("-" if value is None else f"{value:.2e}" for value in (row.error, row.bound))
+    return row.component, row.precision, error, bound, "pass" if row.passed else "FAIL", row.note
+
+
+HEADING = ("component", "precision", "error", "bound", "result", "compared")

@@ -1,0 +1,265 @@
+"""`VideoGenerator`: the Python interface."""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, overload
+
+import torch
+
+from fastvideo.configs.pipelines.base import PipelineConfig
+from fastvideo.configs.registry import ModelEntry
+from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.entrypoints.media import output_file, output_files, write_video
+from fastvideo.entrypoints.metadata import clip_metadata
+from fastvideo.entrypoints.result import GenerationResult, to_frames
+from fastvideo.entrypoints.watch import ProgressBar, interrupt_cancels
+from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.logger import init_logger
+from fastvideo.models.loader.repo import Repo, resolve_repo
+from fastvideo.models.loader.weights import weight_hashes
+from fastvideo.pipelines.pipeline_batch_info import CancelToken, Control, ForwardBatch, Progress, written
+from fastvideo.pipelines.stages.input_validation import check_prompts
+from fastvideo.platforms import current_platform
+from fastvideo.utils import require, require_known, resolve
+from fastvideo.worker.executor import Executor
+from fastvideo.worker.in_process import InProcessExecutor
+
+logger = init_logger(__name__)
+
+KEYWORDS = ("prompt", "sampling_param", "progress", "cancel")
+"""Of `generate_video`, beside the fields of `SamplingParam`."""
+
+
+class VideoGenerator:
+    """A loaded model that makes videos. Use it as a context manager, or call `shutdown` when done."""
+
+    def __init__(
+        self, *, repo: Repo, entry: ModelEntry, args: FastVideoArgs, pipeline_config: PipelineConfig, executor: Executor
+    ) -> None:
+        """Use `from_pretrained`; this is for an executor of one's own."""
+        self.repo = repo
+        self.entry = entry
+        self.args = args
+        self.pipeline_config = pipeline_config
+        self._executor: Executor | None = executor
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, **kwargs: Any) -> "VideoGenerator":
+        """Load `model`: a Hub id, a local folder, or the name of the model in the package.
+
+        Args:
+            model: such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", a folder with a `model_index.json`, or "shapes-t2v".
+            kwargs: the fields of `FastVideoArgs`, such as `precision`, `device`, `revision`, `pipeline_config`.
+
+        Raises:
+            ValueError: an unknown keyword, an option that this version does not have, or a repo that is not whole;
+                says what to do instead. All but broken weights is found before any weight is read.
+        """
+        args = FastVideoArgs.from_kwargs(model, **kwargs)
+        platform = current_platform(args.device)
+        repo = resolve_repo(args.model, args.revision)
+        entry = repo.entry
+        pipeline_config = args.resolved_pipeline_config(resolve(entry.pipeline_config)())
+        started = time.perf_counter()
+        executor = InProcessExecutor(repo, entry, args, pipeline_config)
+        logger.info("%s loaded on %s in %.1f s", args.model, platform.device_type, time.perf_counter() - started)
+        return cls(repo=repo, entry=entry, args=args, pipeline_config=pipeline_config, executor=executor)
+
+    @overload
+    def generate_video(
+        self,
+        prompt: str,
+        sampling_param: SamplingParam | None = None,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        cancel: CancelToken | None = None,
+        **fields: Any,
+    ) -> GenerationResult | list[GenerationResult]: ...
+
+    @overload
+    def generate_video(
+        self,
+        prompt: list[str],
+        sampling_param: SamplingParam | None = None,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        cancel: CancelToken | None = None,
+        **fields: Any,
+    ) -> list[GenerationResult]: ...
+
+    def generate_video(
+        self,
+        prompt: str | list[str],
+        sampling_param: SamplingParam | None = None,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        cancel: CancelToken | None = None,
+        **fields: Any,
+    ) -> GenerationResult | list[GenerationResult]:
+        """Make a video of each prompt, one after the other, each from the same seed.
+
+        The first Ctrl-C stops at the next step and raises `KeyboardInterrupt`; the generator can be used again, and
+        videos that were done are saved.
+
+        Args:
+            prompt: what to show, or a list of that.
+            sampling_param: what to sample, not changed here; the model's defaults when None.
+            progress: called with each step in place of the progress bar.
+            cancel: a token whose `cancel()`, from any thread, stops the call at its next step.
+            fields: fields of `SamplingParam`, such as `seed` or `output_path`, that beat those of `sampling_param`.
+
+        Returns:
+            One result for one prompt, and a list for a list or when `num_videos_per_prompt` is more than 1: the
+            videos of the first prompt, then those of the second, and so on.
+
+        Raises:
+            ValueError: the request is not one that the model can run, or an unknown keyword; nothing was computed.
+            OSError: `output_path` cannot be written; nothing was computed.
+            Cancelled: `cancel` was cancelled.
+            FloatingPointError: NaN or infinity in the latents; says at which step.
+        """
+        executor = self._running()
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        check_prompts(prompts)
+        sampling = self._sampling(sampling_param, fields)
+        self._clip_files(sampling, prompts, 0)
+        token = CancelToken() if cancel is None else cancel
+        results: list[GenerationResult] = []
+        for index in range(len(prompts)):
+            label = f"{index + 1}/{len(prompts)} " if len(prompts) > 1 else ""
+            with ProgressBar(label) as bar:
+                control = Control(cancel=token, report=progress or bar)
+                results += self._generate(executor, prompts, index, sampling, control)
+        single = isinstance(prompt, str) and len(results) == 1
+        return results[0] if single else results
+
+    def _generate(
+        self, executor: Executor, prompts: Sequence[str], index: int, sampling: SamplingParam, control: Control
+    ) -> list[GenerationResult]:
+        """The videos of prompt number `index`, saved if asked for."""
+        prompt = prompts[index]
+        files = self._clip_files(sampling, prompts, index)
+        # before the long part: should a weight file have gone, no video is lost
+        weights = weight_hashes(self.repo) if files else {}
+        platform = current_platform(self.args.device)
+        platform.reset_peak_memory()
+        batch = ForwardBatch(
+            prompts=[prompt], negative_prompts=[sampling.negative_prompt], sampling=sampling, control=control
+        )
+        started = time.perf_counter()
+        with interrupt_cancels(control.cancel):
+            batch = executor.execute(batch)
+            platform.synchronize()
+        seconds = time.perf_counter() - started
+        results = []
+        for number, video in enumerate(written(batch.video, "video")):
+            frames = to_frames(video)
+            if files:
+                metadata = clip_metadata(
+                    prompt=prompt,
+                    sampling=sampling,
+                    index=number,
+                    args=self.args,
+                    weights=weights,
+                    pipeline_config=self.pipeline_config,
+                    attention_backend=executor.attention_backend,
+                    device=platform.device_type,
+                    threads=torch.get_num_threads(),
+                )
+                logger.info("saved %s", write_video(frames, files[number], sampling.fps, metadata))
+            results.append(
+                GenerationResult(
+                    frames=frames if sampling.return_frames else None,
+                    samples=video[None] if sampling.return_frames else None,
+                    audio=None,
+                    audio_sample_rate=None,
+                    video_path=str(files[number]) if files else None,
+                    prompts=prompt,
+                    seed=sampling.seed,
+                    size=(sampling.height, sampling.width, sampling.num_frames),
+                    generation_time=seconds,
+                    stage_times=dict(batch.stage_times),
+                    peak_memory_mb=platform.peak_memory() / 2**20,
+                )
+            )
+        return results
+
+    def _sampling(self, sampling_param: SamplingParam | None, fields: dict[str, Any]) -> SamplingParam:
+        """A checked copy of `sampling_param`, or of the model's defaults, with `fields` assigned."""
+        require_known(fields, (*KEYWORDS, *SamplingParam.field_names()), "keyword of generate_video")
+        if sampling_param is None:
+            sampling: SamplingParam = resolve(self.entry.sampling)()
+        else:
+            rule = "must be a SamplingParam, such as SamplingParam.from_pretrained(model) gives"
+            require(isinstance(sampling_param, SamplingParam), "sampling_param", sampling_param, rule)
+            sampling = copy.copy(sampling_param)
+        sampling.update(**fields)
+        sampling.check()
+        if fields.get("negative_prompt") and sampling.guidance_scale <= 1:
+            logger.warning("negative_prompt does nothing without guidance (guidance_scale=%g)", sampling.guidance_scale)
+        return sampling
+
+    @staticmethod
+    def _clip_files(sampling: SamplingParam, prompts: Sequence[str], index: int) -> list[Path]:
+        """The files of prompt number `index`, in folders that can be written; none when nothing is saved."""
+        if not sampling.save_video:
+            return []
+        path, count = sampling.output_path, sampling.num_videos_per_prompt
+        if output_file(path, prompts[0]) == Path(path).expanduser():
+            # one file was named: the videos of all prompts are numbered on from it
+            return output_files(path, prompts[0], count * len(prompts))[index * count : (index + 1) * count]
+        return output_files(path, prompts[index], count)
+
+    def _running(self) -> Executor:
+        if self._executor is None:
+            raise RuntimeError("this generator was shut down; make another with VideoGenerator.from_pretrained")
+        return self._executor
+
+    def set_lora_adapter(
+        self, lora_nickname: str, lora_path: str | None = None, strength: float = 1.0, accumulate: bool = False
+    ) -> NoReturn:
+        """Not available in this version.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        _refuse_lora("set_lora_adapter")
+
+    def merge_lora_weights(self) -> NoReturn:
+        """Not available in this version.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        _refuse_lora("merge_lora_weights")
+
+    def unmerge_lora_weights(self) -> NoReturn:
+        """Not available in this version.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        _refuse_lora("unmerge_lora_weights")
+
+    def shutdown(self) -> None:
+        """Free the model. Doing it twice is the same as once."""
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown()
+
+    def __enter__(self) -> "VideoGenerator":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+
+def _refuse_lora(method: str) -> NoReturn:
+    raise NotImplementedError(
+        f"{method}: LoRA is not available in this version; merge it into the weights beforehand and load those"
+    )

@@ -1,0 +1,103 @@
+"""What every pipeline does: load the components it needs, check that its stages connect, run them."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import nn
+
+from fastvideo.attention.layer import DistributedAttention
+from fastvideo.configs.pipelines.base import PipelineConfig
+from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.logger import init_logger
+from fastvideo.models.loader.component_loader import load_components
+from fastvideo.models.loader.repo import Repo
+from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
+from fastvideo.pipelines.stages.base import PipelineStage, check_connected
+
+T = TypeVar("T")
+logger = init_logger(__name__)
+
+
+class ComposedPipelineBase(ABC):
+    """A pipeline: components, and stages in order. A subclass names the first and lists the second."""
+
+    _required_config_modules: ClassVar[tuple[str, ...]]
+    """The components needed, by their names in `model_index.json`."""
+    _config_options: ClassVar[tuple[str, ...]] = ()
+    """What else in `model_index.json` the pipeline heeds; a repo that asks for more is refused."""
+
+    def __init__(self, components: Mapping[str, object], args: FastVideoArgs, pipeline_config: PipelineConfig) -> None:
+        """Put the stages together around loaded `components`.
+
+        Raises:
+            ValueError: the stages do not connect.
+            TypeError: a component is not of the kind that a stage needs.
+        """
+        self.components = components
+        self.args = args
+        self.pipeline_config = pipeline_config
+        self.stages = self.create_stages()
+        check_connected(self.stages)
+
+    @classmethod
+    def from_repo(
+        cls: "type[Pipeline]", repo: Repo, args: FastVideoArgs, pipeline_config: PipelineConfig
+    ) -> "Pipeline":
+        """The pipeline with the weights of `repo`.
+
+        Raises:
+            ValueError: a component is missing from the repo's index, or its class is not registered, or a weight is
+                missing, unexpected or misshapen. No weight has been read then.
+        """
+        components = load_components(
+            repo, cls._required_config_modules, args, pipeline_config, options=cls._config_options
+        )
+        return cls(components, args, pipeline_config)
+
+    @abstractmethod
+    def create_stages(self) -> tuple[PipelineStage, ...]:
+        """The stages in order."""
+
+    def component(self, name: str, kind: type[T]) -> T:
+        """The component `name`, which must be a `kind`.
+
+        Raises:
+            TypeError: it is something else.
+        """
+        found = self.components[name]
+        if not isinstance(found, kind):
+            raise TypeError(
+                f"component {name!r} is a {type(found).__name__}: {type(self).__name__} needs a {kind.__name__}"
+            )
+        return found
+
+    @property
+    def attention_backend(self) -> str:
+        """The name of the backend of the components' full-sequence attention; "none" when they have no such layer."""
+        models = [component for component in self.components.values() if isinstance(component, nn.Module)]
+        layers = (module for model in models for module in model.modules() if isinstance(module, DistributedAttention))
+        names = {layer.backend.name for layer in layers}
+        return "+".join(sorted(names)) or "none"
+
+    @torch.no_grad()
+    def forward(self, batch: ForwardBatch) -> ForwardBatch:
+        """Run `batch` through all stages.
+
+        Raises:
+            Cancelled: the batch's token was cancelled.
+            ValueError: the model cannot run this request; nothing has been computed.
+            FloatingPointError: the latents or the video are not finite.
+        """
+        for stage in self.stages:
+            batch.control.check()
+            started = time.perf_counter()
+            batch = stage.forward(batch, self.args)
+            batch.stage_times[stage.name] = time.perf_counter() - started
+            logger.debug("%s: %.3f s", stage.name, batch.stage_times[stage.name])
+        return batch
+
+
+Pipeline = TypeVar("Pipeline", bound=ComposedPipelineBase)

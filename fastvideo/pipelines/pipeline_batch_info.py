@@ -1,0 +1,130 @@
+"""What flows between stages: the request, how to stop it and watch it, and what the stages have made of it so far."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.models.encoders.base import TextEmbeddings
+
+T = TypeVar("T")
+
+
+class Cancelled(Exception):  # noqa: N818 - the outcome that was asked for, not an error
+    """The request was cancelled before it was done."""
+
+
+class CancelToken:
+    """Stops a request at its next step. Any thread, or a signal handler, may call `cancel`."""
+
+    def __init__(self) -> None:
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Ask the request to stop; asking twice is the same as once."""
+        self._cancelled = True
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a request is: `step` of `total` steps of `stage` are done."""
+
+    stage: str
+    step: int
+    total: int
+    seconds_left: float | None
+    """Of this stage, at the mean pace of its steps so far; None before the first."""
+
+
+def no_report(progress: Progress) -> None:
+    """The listener for whoever does not watch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """How a running request is stopped and watched."""
+
+    cancel: CancelToken = field(default_factory=CancelToken)
+    report: Callable[[Progress], None] = no_report
+
+    def check(self) -> None:
+        """Go on only if nobody cancelled.
+
+        Raises:
+            Cancelled: somebody did.
+        """
+        if self.cancel.cancelled:
+            raise Cancelled("the request was cancelled")
+
+    def steps(self, stage: str, items: Iterable[T], total: int) -> Iterator[T]:
+        """`items`, of which there are `total`, as the steps of `stage`.
+
+        Asks for cancellation before each is taken and reports after the caller is done with it, and once before
+        the first.
+
+        Raises:
+            Cancelled: the token was cancelled since the last step.
+        """
+        started = time.perf_counter()
+        self.report(Progress(stage, 0, total, None))
+        source = iter(items)
+        for done in range(1, total + 1):
+            self.check()
+            yield next(source)
+            pace = (time.perf_counter() - started) / done
+            self.report(Progress(stage, done, total, pace * (total - done)))
+        assert next(source, None) is None, f"{stage} has more than {total} steps"
+
+
+@dataclass(kw_only=True)
+class ForwardBatch:
+    """One call of a pipeline: the prompts that go through it together.
+
+    The first four fields are the request, which no stage changes; the rest are None until a stage writes them.
+    """
+
+    prompts: list[str]
+    negative_prompts: list[str]
+    """One for each prompt; used with guidance only."""
+    sampling: SamplingParam
+    control: Control = field(default_factory=Control)
+
+    prompt_embeds: TextEmbeddings | None = None
+    """Of the prompts, each `num_videos_per_prompt` times in a row: B = prompts * num_videos_per_prompt."""
+    negative_prompt_embeds: TextEmbeddings | None = None
+    """Of the negative prompts in the same order; stays None without guidance."""
+    timesteps: torch.Tensor | None = None
+    """[steps], descending, on the scheduler's scale."""
+    latents: torch.Tensor | None = None
+    """[B, C, t, h, w] fp32: noise first, the clean latents after denoising."""
+    video: torch.Tensor | None = None
+    """[B, 3, T, H, W] fp32 in [0, 1] on the CPU."""
+    stage_times: dict[str, float] = field(default_factory=dict)
+    """Seconds each stage took, by its name; written by the pipeline."""
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompts take part (classifier-free guidance, arXiv 2207.12598)."""
+        return self.sampling.guidance_scale > 1.0
+
+    @property
+    def size(self) -> int:
+        """B, the number of videos."""
+        return len(self.prompts) * self.sampling.num_videos_per_prompt
+
+
+REQUEST_FIELDS = ("prompts", "negative_prompts", "sampling", "control")
+"""Fields of `ForwardBatch` that are there from the start."""
+
+
+def written(value: T | None, name: str) -> T:
+    """`value` of the batch's field `name`, which an earlier stage has written."""
+    assert value is not None, f"batch.{name} is read before it is written"
+    return value

@@ -1,0 +1,19 @@
+"""The stages that pipelines are made of."""
+
+from fastvideo.pipelines.stages.base import PipelineStage
+from fastvideo.pipelines.stages.decoding import DecodingStage
+from fastvideo.pipelines.stages.denoising import DenoisingStage
+from fastvideo.pipelines.stages.input_validation import InputValidationStage
+from fastvideo.pipelines.stages.latent_preparation import LatentPreparationStage
+from fastvideo.pipelines.stages.text_encoding import TextEncodingStage
+from fastvideo.pipelines.stages.timestep_preparation import TimestepPreparationStage
+
+__all__ = [
+    "DecodingStage",
+    "DenoisingStage",
+    "InputValidationStage",
+    "LatentPreparationStage",
+    "PipelineStage",
+    "TextEncodingStage",
+    "TimestepPreparationStage",
+]

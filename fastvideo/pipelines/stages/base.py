@@ -1,0 +1,68 @@
+"""The contract of a stage, and the check that the stages of a pipeline connect."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.pipelines.pipeline_batch_info import REQUEST_FIELDS, ForwardBatch
+from fastvideo.utils import nearest
+
+FIELDS = tuple(field.name for field in dataclasses.fields(ForwardBatch))
+
+
+class PipelineStage(ABC):
+    """One step of a pipeline. What it needs from the model is handed to its constructor."""
+
+    name: ClassVar[str]
+    """Unique in a pipeline; the name in progress reports and stage times."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Fields of the batch that earlier stages must have written. The request is always there."""
+    writes: ClassVar[tuple[str, ...]] = ()
+    """Fields of the batch that this stage sets."""
+
+    @abstractmethod
+    def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
+        """`batch` with the fields in `writes` set, and nothing else changed."""
+
+
+def check_connected(stages: Sequence[PipelineStage], result: str = "video") -> None:
+    """Check that each stage finds what it reads and that `result` is written in the end.
+
+    Raises:
+        ValueError: a name that is no field of the batch, a request field that is written, a field that is read
+            before it is written, a `result` that nobody writes, or two stages of one name.
+    """
+    written = dict.fromkeys(REQUEST_FIELDS, "the request")
+    seen: set[str] = set()
+    for index, stage in enumerate(stages):
+        if stage.name in seen:
+            raise ValueError(f"stage {stage.name!r} is in the pipeline twice: give one of them another name")
+        seen.add(stage.name)
+        _check_names(stage)
+        for field in stage.reads:
+            if field not in written:
+                raise ValueError(f"stage {stage.name!r} reads {field!r}, {_who_writes(field, stages[index + 1 :])}")
+        written.update(dict.fromkeys(stage.writes, stage.name))
+    if result not in written:
+        raise ValueError(f"no stage of {', '.join(repr(stage.name) for stage in stages)} writes {result!r}")
+
+
+def _check_names(stage: PipelineStage) -> None:
+    for field in (*stage.reads, *stage.writes):
+        if field not in FIELDS:
+            raise ValueError(
+                f"stage {stage.name!r} declares {field!r}: ForwardBatch has no such field; nearest is "
+                f"{nearest(field, FIELDS)!r}"
+            )
+    for field in stage.writes:
+        if field in REQUEST_FIELDS:
+            raise ValueError(f"stage {stage.name!r} writes {field!r}: no stage changes the request")
+
+
+def _who_writes(field: str, later: Sequence[PipelineStage]) -> str:
+    writers = [stage.name for stage in later if field in stage.writes]
+    if writers:
+        return f"which {writers[0]!r} writes after it: move that one before it"
+    return "which no stage writes"

@@ -1,0 +1,50 @@
+"""Latents to video."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+
+from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.pipelines.pipeline_batch_info import ForwardBatch, written
+from fastvideo.pipelines.stages.base import PipelineStage
+
+
+class VideoDecoder(Protocol):
+    """The part of a VAE that turns latents into video, some latent frames at a time."""
+
+    chunk: int
+    """Latent frames that go through at once."""
+
+    def stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The video [B, 3, T, H, W] in [-1, 1] of `latents` [B, C, t, h, w], in order along T."""
+
+
+class DecodingStage(PipelineStage):
+    """Decodes the latents; cancelled or reported between chunks of frames."""
+
+    name = "decoding"
+    reads = ("latents",)
+    writes = ("video",)
+
+    def __init__(self, vae: VideoDecoder) -> None:
+        self.vae = vae
+
+    def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
+        """Decode.
+
+        Raises:
+            Cancelled: before the chunk at which it was asked for.
+            FloatingPointError: a frame is not finite.
+        """
+        latents = written(batch.latents, "latents")
+        total = -(-latents.shape[2] // self.vae.chunk)
+        frames = []
+        for part in batch.control.steps(self.name, self.vae.stream(latents), total):
+            if not torch.isfinite(part).all():
+                raise FloatingPointError(
+                    "NaN or infinity in the decoded frames: the VAE's precision does not hold; try vae_precision='fp32'"
+                )
+            frames.append((part.float() / 2 + 0.5).clamp(0, 1).cpu())
+        batch.video = torch.cat(frames, dim=2)
+        return batch

@@ -1,0 +1,104 @@
+"""The denoising loop, one for all models."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.models.dits.base import BaseDiT
+from fastvideo.models.encoders.base import TextEmbeddings
+from fastvideo.models.schedulers import Scheduler
+from fastvideo.pipelines.pipeline_batch_info import ForwardBatch, written
+from fastvideo.pipelines.stages.base import PipelineStage
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (arXiv 2207.12598), rescaled by `rescale` (arXiv 2305.08891, section 3.4)."""
+
+    scale: float
+    rescale: float = 0.0
+
+    def __call__(self, conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
+        """The guided prediction in fp32, all [B, C, t, h, w]: in bf16 the difference of two near equals is mostly
+        rounding, which the scale then enlarges."""
+        conditional, unconditional = conditional.float(), unconditional.float()
+        guided = unconditional + self.scale * (conditional - unconditional)
+        if not self.rescale:
+            return guided
+        axes = tuple(range(1, guided.ndim))
+        ratio = conditional.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
+        return guided * (self.rescale * ratio + (1 - self.rescale))
+
+
+Pick = Callable[[torch.Tensor], BaseDiT[Any]]
+"""The model for a timestep (a scalar tensor on the scheduler's scale)."""
+Conditions = Callable[[TextEmbeddings], dict[str, Any]]
+"""The keywords of the model's `embed` for embedded prompts."""
+Guide = Callable[[SamplingParam, torch.Tensor], Guidance]
+"""The guidance at a timestep."""
+
+
+def same_guidance(sampling: SamplingParam, timestep: torch.Tensor) -> Guidance:
+    """The request's guidance at every timestep."""
+    return Guidance(sampling.guidance_scale, sampling.guidance_rescale)
+
+
+class DenoisingStage(PipelineStage):
+    """Takes the latents from noise to data. What a family does differently is in the functions it is given.
+
+    The latents stay in fp32 between steps; each model takes them in its own dtype.
+    """
+
+    name = "denoising"
+    reads = ("prompt_embeds", "negative_prompt_embeds", "timesteps", "latents")
+    writes = ("latents",)
+
+    def __init__(
+        self, scheduler: Scheduler, *, pick: Pick, conditions: Conditions, guide: Guide = same_guidance
+    ) -> None:
+        self.scheduler = scheduler
+        self.pick = pick
+        self.conditions = conditions
+        self.guide = guide
+
+    def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
+        """Run every timestep.
+
+        Raises:
+            Cancelled: before the step at which it was asked for.
+            FloatingPointError: the latents are no longer finite; says after which step.
+        """
+        latents = written(batch.latents, "latents")
+        timesteps = written(batch.timesteps, "timesteps")
+        text = self.conditions(written(batch.prompt_embeds, "prompt_embeds"))
+        negative = None
+        if batch.guided:
+            negative = self.conditions(written(batch.negative_prompt_embeds, "negative_prompt_embeds"))
+        total = len(timesteps)
+        for step, t in batch.control.steps(self.name, enumerate(timesteps, start=1), total):
+            model = self.pick(t)
+            timestep = t.expand(latents.shape[0])
+            prediction = model(latents, timestep, **text)
+            if negative is not None:
+                prediction = self.guide(batch.sampling, t)(prediction, model(latents, timestep, **negative))
+            latents = self.scheduler.step(prediction, t, latents)
+            check_finite(latents, step, total)
+        batch.latents = latents
+        return batch
+
+
+def check_finite(latents: torch.Tensor, step: int, total: int) -> None:
+    """Check that no latent is NaN or infinite.
+
+    Raises:
+        FloatingPointError: one is; names the step and what to try.
+    """
+    if not torch.isfinite(latents).all():
+        raise FloatingPointError(
+            f"NaN or infinity in the latents after step {step} of {total}: the weights or the precision do not hold; "
+            "try precision='fp32', and check the weights"
+        )

@@ -1,0 +1,35 @@
+"""The noise that a video starts from."""
+
+from collections.abc import Callable
+
+import torch
+
+from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
+from fastvideo.pipelines.stages.base import PipelineStage
+from fastvideo.platforms import current_platform
+
+LatentShape = Callable[[SamplingParam], tuple[int, int, int, int]]
+"""Channels, frames, height and width of the latents of one video."""
+
+
+class LatentPreparationStage(PipelineStage):
+    """Draws fp32 noise for all videos of the batch at once.
+
+    It is drawn on the CPU from one generator whatever the device, so a seed gives the same noise everywhere, and the
+    noise that the reference draws for this list of prompts.
+    """
+
+    name = "latent_preparation"
+    writes = ("latents",)
+
+    def __init__(self, latent_shape: LatentShape) -> None:
+        self.latent_shape = latent_shape
+
+    def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
+        generator = torch.Generator("cpu").manual_seed(batch.sampling.seed)
+        shape = (batch.size, *self.latent_shape(batch.sampling))
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32)
+        batch.latents = noise.to(current_platform(args.device).device)
+        return batch

@@ -1,0 +1,142 @@
+"""`verify`: passes where ours equals the reference, and fails where it does not."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastvideo.configs.registry import COMPONENTS
+from fastvideo.entrypoints import verify as verify_module
+from fastvideo.entrypoints.cli.main import main
+from fastvideo.entrypoints.verify import CLIPS, PROBES, Clip, Row, fitting_clip, memory_of, verify
+from fastvideo.models.loader import component_loader
+from fastvideo.platforms.cpu import CPUPlatform
+
+SMALL = Clip(32, 16, 5)
+COMPARED = {
+    (component, precision)
+    for component in ("text encoder", "transformer", "vae encode", "vae decode")
+    for precision in ("fp32", "bf16")
+} | {("pipeline", "fp32")}
+
+
+def alter(monkeypatch: pytest.MonkeyPatch, component: str, change: Callable[[torch.nn.Module], None]) -> None:
+    """Have every model that the loader makes of `component` changed; the reference does not use the loader."""
+    original = component_loader.load_component
+
+    def altered(source: Any, **options: Any) -> torch.nn.Module:
+        model = original(source, **options)
+        name = source.source.name if isinstance(source, component_loader.Blueprint) else source.name
+        if name == component:
+            with torch.no_grad():
+                change(model)
+        return model
+
+    for module in (component_loader, verify_module):
+        monkeypatch.setattr(module, "load_component", altered)
+
+
+def failed(rows: list[Row]) -> set[tuple[str, str]]:
+    """The comparisons that did not pass."""
+    return {(row.component, row.precision) for row in rows if not row.passed}
+
+
+@pytest.mark.parametrize("repo", ["wan_repo", "official_repo"])
+def test_a_sound_repo_passes(repo: str, request: pytest.FixtureRequest) -> None:
+    rows = verify(request.getfixturevalue(repo), SMALL)
+    assert {(row.component, row.precision) for row in rows} == COMPARED
+    assert len(rows) == len(COMPARED)
+    assert failed(rows) == set()
+    # different code rounds differently: an error of nothing would be a comparison with itself
+    assert all(row.error is not None and row.error > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("component", "parameter", "expected"),
+    [
+        ("text_encoder", "blocks.1.attn.out.weight", {("text encoder", "fp32")}),
+        ("transformer", "blocks.2.cross_attn.kv.bias", {("transformer", "fp32")}),
+        ("vae", "decoder.conv_in.weight", {("vae decode", "fp32")}),
+        ("vae", "encoder.down_blocks.3.conv1.bias", {("vae encode", "fp32")}),
+    ],
+)
+def test_one_number_that_differs_fails(
+    wan_repo: Path, monkeypatch: pytest.MonkeyPatch, component: str, parameter: str, expected: set[tuple[str, str]]
+) -> None:
+    alter(monkeypatch, component, lambda model: model.get_parameter(parameter).view(-1)[-1].add_(0.01))
+    assert failed(verify(wan_repo, SMALL)) == expected
+
+
+def test_a_whole_layer_that_differs_fails_in_bf16_and_in_pixels(
+    wan_repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alter(monkeypatch, "transformer", lambda model: model.get_parameter("proj_out.weight").mul_(1.1))
+    rows = verify(wan_repo, SMALL)
+    assert failed(rows) == {("transformer", "fp32"), ("transformer", "bf16"), ("pipeline", "fp32")}
+
+
+def test_coarser_rounding_than_the_reference_fails(wan_repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def coarsen(model: torch.nn.Module) -> None:
+        for parameter in model.parameters():
+            if parameter.dtype == torch.bfloat16:
+                parameter.copy_(parameter.to(torch.float8_e4m3fn).to(torch.bfloat16))
+
+    alter(monkeypatch, "vae", coarsen)
+    assert failed(verify(wan_repo, SMALL)) == {("vae encode", "bf16"), ("vae decode", "bf16")}
+
+
+def test_the_command_prints_a_table_and_fails_with_the_comparison(
+    wan_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verify_module, "CLIPS", (SMALL,))
+    assert main(["verify", str(wan_repo)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["component", "precision", "error", "bound", "result", "compared"]
+    assert sum(" pass " in line for line in lines) == len(COMPARED)
+    alter(monkeypatch, "transformer", lambda model: model.get_parameter("proj_out.bias").view(-1)[0].add_(0.1))
+    assert main(["verify", str(wan_repo)]) == 1
+    assert sum(" FAIL " in line for line in capsys.readouterr().out.splitlines()) >= 1
+
+
+def test_what_memory_cannot_hold_has_not_passed(wan_repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CPUPlatform, "available_memory", lambda self: 5_000_000)
+    rows = verify(wan_repo)
+    assert [(row.component, row.passed) for row in rows] == [
+        ("text_encoder", False), ("transformer", False), ("vae", False), ("pipeline", False),
+    ]  # fmt: skip
+    assert rows[0].note == "not run: needs 0.1 GB of memory, 0.0 GB are free"
+
+
+def test_the_clip_suits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CPUPlatform, "available_memory", lambda self: 10 * 10**9)
+    assert fitting_clip(10**9) == CLIPS[0]
+    assert fitting_clip(10 * 10**9 - memory_of(CLIPS[1])) == CLIPS[1]
+    assert fitting_clip(10 * 10**9) == CLIPS[-1]
+
+
+def test_a_missing_package_is_one_line(
+    wan_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert main(["verify", str(wan_repo)]) == 1
+    assert capsys.readouterr().err == "fastvideo: verify needs accelerate: pip install 'fastvideo[verify]'\n"
+
+
+def test_nothing_but_an_error_within_the_bound_passes() -> None:
+    def row(error: float | None, bound: float | None = 1e-5) -> Row:
+        return Row(component="vae", precision="fp32", error=error, bound=bound)
+
+    assert row(1e-5).passed
+    assert row(0.0).passed
+    assert not row(1.1e-5).passed
+    assert not row(float("nan")).passed
+    assert not row(float("inf")).passed
+    assert not row(None).passed
+    assert not row(0.0, float("nan")).passed
+
+
+def test_every_registered_class_is_compared() -> None:
+    assert {entry.class_name for entry in COMPONENTS} == set(PROBES)
