@@ -64,6 +64,16 @@ class StepInfo:
     rng: np.random.Generator
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where `module`'s parameters are."""
+    return next(module.parameters()).device
+
+
+def autocast(module: nn.Module, enabled: bool = True) -> torch.autocast:
+    """bf16 matrix products and convolutions on the device of `module`."""
+    return torch.autocast(device_of(module).type, torch.bfloat16, enabled=enabled)
+
+
 Metrics = dict[str, float]
 LossFunction = Callable[[StepInfo], tuple[torch.Tensor, Metrics]]
 
@@ -107,7 +117,7 @@ class Trainer:
         """Go on from `last.pt` where there is one."""
         if not self.checkpoint.exists():
             return
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = torch.load(self.checkpoint, map_location=device_of(self.module), weights_only=True)
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.parameters = state["ema"]
@@ -152,8 +162,7 @@ class Trainer:
         info = StepInfo(step, step / config.steps, np.random.default_rng((config.seed, step)))
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr_at(step) * group["lr_scale"]
-        device = self.trainable[0].device.type
-        with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
+        with autocast(self.module, enabled=config.precision == "bf16"):
             loss, metrics = self.loss(info)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss={loss.item()} at step {step}: lower the learning rate (now {config.lr})")

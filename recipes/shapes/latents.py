@@ -7,18 +7,20 @@ any order, by several processes, and again after a kill.
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from fastvideo.models.vaes.wanvae import AutoencoderKLWan
+from fastvideo.training.trainer import autocast, device_of
 from recipes.shapes.train_vae import ClipShape
 from recipes.shapes.world import Object, Scene, render, sample_scene
 
 SHARD_CLIPS = 128
 
 
-def scene_from_dict(raw: dict) -> Scene:
+def scene_from_dict(raw: dict[str, Any]) -> Scene:
     """The inverse of `dataclasses.asdict`."""
     return Scene(raw["background"], tuple(Object(**item) for item in raw["objects"]))
 
@@ -45,8 +47,8 @@ def build_shard(vae: AutoencoderKLWan, folder: Path, shape: ClipShape, index: in
             else:
                 clips.append(render(scene, shape.size, shape.size, shape.frames))
         video = torch.stack(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        with torch.autocast("cpu", torch.bfloat16):
-            latents.append(vae.encode(video).half())
+        with autocast(vae):
+            latents.append(vae.encode(video.to(device_of(vae))).half().cpu())
     state = {"latents": torch.cat(latents), "scenes": [dataclasses.asdict(scene) for scene in scenes]}
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     torch.save(state, temporary)
@@ -59,7 +61,7 @@ class LatentCache:
     def __init__(self, folder: Path, shape: ClipShape) -> None:
         self.folder, self.shape = folder, shape
         self.latents: list[torch.Tensor] = []
-        self.scenes: list[list[dict]] = []
+        self.scenes: list[list[dict[str, Any]]] = []
         self.refresh()
 
     def refresh(self) -> None:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,13 +30,14 @@ MARKS = ("<!-- shapes-t2v: begin -->", "<!-- shapes-t2v: end -->")
 SHEET_PROMPTS, SHEET_FRAMES = 24, 5
 
 
-def clips(generator: VideoGenerator, prompts: list[str], seed: int, **fields: object) -> list[torch.Tensor]:
+def clips(generator: VideoGenerator, prompts: list[str], seed: int, **fields: Any) -> list[torch.Tensor]:
     """One clip, uint8 [T, H, W, 3], for each prompt; prompt number i has seed `seed + i`."""
     made = []
     for index, prompt in enumerate(prompts):
         result = generator.generate_video(
             prompt, seed=seed + index, save_video=False, return_frames=True, progress=lambda progress: None, **fields
         )
+        assert not isinstance(result, list) and result.frames is not None
         made.append(torch.from_numpy(np.stack(result.frames)))
     return made
 

@@ -6,12 +6,14 @@ Each stage leaves checkpoints in the work folder and picks up from them, so that
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from fastvideo.logger import init_logger
 from fastvideo.models.vaes.wanvae import AutoencoderKLWan
+from fastvideo.training.trainer import autocast
 from recipes.shapes import train_dit, train_text, train_vae
 from recipes.shapes.export import export
 from recipes.shapes.latents import build_shard
@@ -23,17 +25,23 @@ SHARDS = {1: 48, 9: 18, 17: 22, 33: 3, 49: 2}
 """Shards of 128 clips of each length."""
 
 
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint, on the CPU wherever it was written."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
 def encoder_checkpoint(work: Path) -> Path:
     return work / "vae" / "encoder.pt"
 
 
 def freeze_encoder(work: Path) -> None:
     """Keep the VAE as it is after the clips stage, with the statistics of its latents; the encoder stays so."""
-    state = torch.load(work / "vae" / "clips" / "last.pt", weights_only=True)
+    state = load(work / "vae" / "clips" / "last.pt")
     vae = AutoencoderKLWan(train_vae.ARCH)
     vae.load_state_dict(state["ema"])
     rng = np.random.default_rng(5)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), autocast(vae):
         latents = torch.cat([vae.encode(batch_of_clips(rng, ClipShape(4, 17, 96))).float() for _ in range(12)])
     mean, std = latents.mean(dim=(0, 2, 3, 4)), latents.std(dim=(0, 2, 3, 4))
     logger.info("latents: mean %s std %s", mean.tolist(), std.tolist())
@@ -42,24 +50,23 @@ def freeze_encoder(work: Path) -> None:
 
 def load_vae(work: Path, decoder: bool = False) -> AutoencoderKLWan:
     """The VAE with scaled latents; `decoder` takes the decoder of the last stage."""
-    state = torch.load(encoder_checkpoint(work), weights_only=True)
+    state = load(encoder_checkpoint(work))
     arch = dataclasses.replace(train_vae.ARCH, latents_mean=tuple(state["mean"]), latents_std=tuple(state["std"]))
     vae = AutoencoderKLWan(arch)
     vae.load_state_dict(state["vae"])
     if decoder and (path := work / "vae" / "decoder" / "last.pt").exists():
-        vae.load_state_dict(torch.load(path, weights_only=True)["ema"])
+        vae.load_state_dict(load(path)["ema"])
     return vae.eval()
 
 
 def load_text_encoder(work: Path) -> train_text.UMT5EncoderModel:
     reader = train_text.CaptionReader(train_text.build_text_encoder())
-    reader.load_state_dict(torch.load(work / "text" / "last.pt", weights_only=True)["ema"])
+    reader.load_state_dict(load(work / "text" / "last.pt")["ema"])
     return reader.encoder.eval()
 
 
-def build_latents(work: Path, part: int = 0, parts: int = 1) -> None:
+def build_latents(vae: AutoencoderKLWan, folder: Path, part: int = 0, parts: int = 1) -> None:
     """Encode this part's shards of every clip length, a bit of each length at a time."""
-    vae, folder = load_vae(work), work / "latents"
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
         (index / SHARDS[i.shape.frames], i.shape, index)
@@ -76,6 +83,7 @@ def main() -> None:
     parser.add_argument("stage", choices=("vae", "decoder", "text", "latents", "dit", "export", "all"))
     parser.add_argument("--work", type=Path, default=Path(".work/shapes"))
     parser.add_argument("--output", type=Path, default=Path("fastvideo/assets/shapes-t2v"))
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full number of steps")
     parser.add_argument("--part", default="0/1", help="latents: this process's share, as number/count")
     parser.add_argument("--init", type=Path, help="dit: a transformer checkpoint to start from")
@@ -84,21 +92,20 @@ def main() -> None:
     work, stages = options.work, ("vae", "text", "latents", "dit", "decoder", "export")
     for stage in stages if options.stage == "all" else (options.stage,):
         if stage == "vae":
-            train_vae.train(work / "vae", options.scale)
+            train_vae.train(work / "vae", options.scale, options.device)
             freeze_encoder(work)
         elif stage == "decoder":
-            train_vae.train_decoder(work / "vae", load_vae(work), options.scale)
+            train_vae.train_decoder(work / "vae", load_vae(work).to(options.device), options.scale)
         elif stage == "text":
-            train_text.train(work / "text", int(2500 * options.scale))
+            train_text.train(work / "text", int(2500 * options.scale), options.device)
         elif stage == "latents":
             part, parts = (int(number) for number in options.part.split("/"))
-            build_latents(work, part, parts)
+            build_latents(load_vae(work).to(options.device), work / "latents", part, parts)
         elif stage == "dit":
             setup = dataclasses.replace(train_dit.SETUP_96, steps=int(train_dit.SETUP_96.steps * options.scale))
-            train_dit.train(
-                work / "dit", setup, load_vae(work, decoder=True), load_text_encoder(work), work / "latents",
-                options.init, not options.no_compile,
-            )  # fmt: skip
+            vae = load_vae(work, decoder=True).to(options.device)
+            encoder = load_text_encoder(work).to(options.device)
+            train_dit.train(work / "dit", setup, vae, encoder, work / "latents", options.init, not options.no_compile)
         else:
             export(work, options.output, load_vae(work, decoder=True), load_text_encoder(work))
 

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from fastvideo.configs.models.dits.wanvideo import WanVideoArchConfig
-from fastvideo.models.dits.wanvideo import WanTransformer3DModel
+from fastvideo.models.dits.wanvideo import WanBlock, WanTransformer3DModel
 from fastvideo.models.encoders.t5 import UMT5EncoderModel
 from fastvideo.models.vaes.wanvae import AutoencoderKLWan
 from fastvideo.training.attention import use_matmul_attention
 from fastvideo.training.flow_matching import flow_matching_loss, sample_euler, sample_sigmas
 from fastvideo.training.optimizer import MuonAdamW
-from fastvideo.training.trainer import Metrics, StepInfo, Trainer, TrainerConfig
+from fastvideo.training.trainer import Metrics, StepInfo, Trainer, TrainerConfig, autocast, device_of
 from recipes.shapes.captions import caption
 from recipes.shapes.evaluate import accuracy, held_out_prompts, judge
 from recipes.shapes.latents import LatentCache
@@ -53,7 +53,7 @@ class Setup:
 
     ingredients: tuple[Ingredient, ...]
     steps: int
-    lr: float = 1e-3
+    lr: float = 2e-3
 
 
 SETUP_96 = Setup(
@@ -64,7 +64,7 @@ SETUP_96 = Setup(
         Ingredient(ClipShape(6, 33, 96), 0.0, 0.05),
         Ingredient(ClipShape(4, 49, 96), 0.0, 0.05),
     ),
-    steps=5000,
+    steps=6200,
 )
 RAMP = 0.2
 """The share of training over which the ingredients go from their first to their last share."""
@@ -90,6 +90,7 @@ def initialize(dit: WanTransformer3DModel) -> None:
     torch.nn.init.zeros_(dit.time_proj.weight)
     with torch.no_grad():
         for block in dit.blocks:
+            assert isinstance(block, WanBlock)
             # shift, scale and gate, twice: gates of 0.1 let gradients through from the first step
             block.modulation[:, (2, 5)] = 0.1
 
@@ -119,12 +120,12 @@ def sample_clips(
     both = conditions(encoder, [*prompts, *[""] * len(prompts)])
 
     def velocity(latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(dit):
             v, v_empty = dit(latents.repeat(2, 1, 1, 1, 1), timesteps.repeat(2), **both).float().chunk(2)
         return v_empty + guidance * (v - v_empty)
 
-    latents = sample_euler(velocity, noise, steps, SHIFT)
-    videos = [vae.decode(one[None])[0] for one in latents]
+    latents = sample_euler(velocity, noise.to(device_of(dit)), steps, SHIFT)
+    videos = [vae.decode(one[None])[0].cpu() for one in latents]
     return [((video / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 3, 0) for video in videos]
 
 
@@ -141,7 +142,10 @@ def train(
     torch.manual_seed(0)
     dit = WanTransformer3DModel(ARCH)
     initialize(dit)
-    use_matmul_attention(dit)
+    device = device_of(encoder)
+    dit.to(device)
+    if device.type == "cpu":
+        use_matmul_attention(dit)
     if init is not None:
         dit.load_state_dict(torch.load(init, weights_only=True))
     if compile_blocks:
@@ -155,9 +159,12 @@ def train(
                 cache.refresh()
         ingredient = pick(setup, info, lambda i: len(caches[i]) > 0)
         latents, scenes = caches[ingredient].batch(info.rng, ingredient.shape.batch)
+        latents = latents.to(device)
         captions = ["" if info.rng.random() < CAPTION_DROPOUT else caption(scene, info.rng) for scene in scenes]
         inputs = conditions(encoder, captions)
-        losses = flow_matching_loss(lambda x, t: dit(x, t, **inputs), latents, sample_sigmas(len(latents), SHIFT))
+        losses = flow_matching_loss(
+            lambda x, t: dit(x, t, **inputs), latents, sample_sigmas(len(latents), SHIFT, device)
+        )
         return losses.mean(), {f"loss_{ingredient.shape.frames}": losses.mean().item()}
 
     def evaluate(step: int) -> Metrics:
@@ -167,7 +174,7 @@ def train(
         return accuracy([judge(clip) for clip in clips], [scene for scene, _ in pairs])
 
     config = TrainerConfig(
-        output_dir=output_dir, steps=setup.steps, lr=setup.lr, ema_decay=0.998, weight_decay=0.01, cooldown=0.3
+        output_dir=output_dir, steps=setup.steps, lr=setup.lr, ema_decay=0.998, weight_decay=0.01, cooldown=0.4
     )
     optimizer = MuonAdamW(dit, dit.blocks, setup.lr, weight_decay=config.weight_decay)
     trainer = Trainer(dit, config, loss, evaluate, evaluate_every=500, optimizer=optimizer)

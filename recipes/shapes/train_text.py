@@ -4,7 +4,6 @@ The encoder learns to name what a caption says (shape, colour, motion, backgroun
 heads that are thrown away afterwards. The video transformer then reads states that already hold the meaning.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import nn
 
 from fastvideo.configs.models.encoders.t5 import UMT5ArchConfig
 from fastvideo.models.encoders.t5 import UMT5EncoderModel
-from fastvideo.training.trainer import Metrics, StepInfo, Trainer, TrainerConfig
+from fastvideo.training.trainer import Metrics, StepInfo, Trainer, TrainerConfig, device_of
 from recipes.shapes.captions import LABELS, attributes, build_tokenizer, caption
 from recipes.shapes.world import Scene, held_out_combos, sample_scene
 
@@ -50,7 +49,7 @@ class CaptionReader(nn.Module):
         return {name: head(x) for name, head, x in zip(self.names, self.heads, pooled, strict=True)}
 
 
-def labels(scenes: list[Scene]) -> dict[str, torch.Tensor]:
+def labels(scenes: list[Scene], device: torch.device) -> dict[str, torch.Tensor]:
     """Class indices [B] under the names of `CaptionReader`; -100 where a scene has no second object."""
     result: dict[str, list[int]] = {}
     for scene in scenes:
@@ -58,7 +57,7 @@ def labels(scenes: list[Scene]) -> dict[str, torch.Tensor]:
             known = attributes(scene, index) if index < len(scene.objects) else dict.fromkeys(LABELS, -100)
             for name, value in known.items():
                 result.setdefault(f"{name}{index}", []).append(value)
-    return {name: torch.tensor(values) for name, values in result.items()}
+    return {name: torch.tensor(values, device=device) for name, values in result.items()}
 
 
 def scenes_and_captions(rng: np.random.Generator, held_out: bool = False) -> tuple[list[Scene], list[str]]:
@@ -73,20 +72,20 @@ def scenes_and_captions(rng: np.random.Generator, held_out: bool = False) -> tup
     return scenes, [caption(scene, rng) for scene in scenes]
 
 
-def train(output_dir: Path, steps: int) -> UMT5EncoderModel:
+def train(output_dir: Path, steps: int, device: str = "cpu") -> UMT5EncoderModel:
     """Train the encoder; the average of its parameters is returned."""
     torch.manual_seed(0)
-    reader = CaptionReader(build_text_encoder())
+    reader = CaptionReader(build_text_encoder()).to(device)
 
     def loss(info: StepInfo) -> tuple[torch.Tensor, Metrics]:
         scenes, captions = scenes_and_captions(info.rng)
-        logits, truth = reader(captions), labels(scenes)
+        logits, truth = reader(captions), labels(scenes, device_of(reader))
         losses = [F.cross_entropy(logits[name].float(), truth[name], ignore_index=-100) for name in reader.names]
         return torch.stack(losses).mean(), {}
 
     def evaluate(step: int) -> Metrics:
         scenes, captions = scenes_and_captions(np.random.default_rng(11), held_out=True)
-        logits, truth = reader(captions), labels(scenes)
+        logits, truth = reader(captions), labels(scenes, device_of(reader))
         return {
             name: (logits[name].argmax(-1) == truth[name]).float().mean().item()
             for name in reader.names
@@ -98,15 +97,3 @@ def train(output_dir: Path, steps: int) -> UMT5EncoderModel:
     trainer.run()
     trainer.ema.copy_to(reader)
     return reader.encoder
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path(".work/shapes/text"))
-    parser.add_argument("--steps", type=int, default=3000)
-    options = parser.parse_args()
-    train(options.output, options.steps)
-
-
-if __name__ == "__main__":
-    main()

@@ -22,7 +22,7 @@ from fastvideo.models.vaes.wanvae import (
     ResidualBlock,
     Upsample,
 )
-from fastvideo.training.trainer import Metrics, StepInfo, Trainer, TrainerConfig
+from fastvideo.training.trainer import Metrics, StepInfo, Trainer, TrainerConfig, device_of
 from recipes.shapes.world import held_out_combos, render, sample_scene
 
 LATENT_CHANNELS = 8
@@ -51,27 +51,39 @@ IMAGES = ClipShape(12, 1, 64)
 CLIPS = (ClipShape(4, 9, 64), ClipShape(2, 17, 64), ClipShape(2, 9, 96))
 
 
+def _bias(conv: nn.Conv2d | nn.Conv3d) -> torch.Tensor:
+    assert conv.bias is not None
+    return conv.bias
+
+
+def _silence(conv: nn.Module) -> None:
+    """Make `conv` give zeros."""
+    assert isinstance(conv, nn.Conv2d | nn.Conv3d)
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(_bias(conv))
+
+
 def initialize(vae: AutoencoderKLWan) -> None:
     """Identity resampling, silent residual branches, biased first layer, and time kernels that see the last frame."""
     for module in vae.modules():
         if isinstance(module, CausalConv3d) and module.kernel_size[0] == 3:
             module.weight.data[:, :, :-1] = 0
         if isinstance(module, ResidualBlock):
-            nn.init.zeros_(module.conv2.weight)
-            nn.init.zeros_(module.conv2.bias)
+            _silence(module.conv2)
         elif isinstance(module, AttentionBlock):
-            nn.init.zeros_(module.proj.weight)
-            nn.init.zeros_(module.proj.bias)
+            _silence(module.proj)
         elif isinstance(module, Downsample | Upsample):
-            nn.init.dirac_(module.resample[1].weight)
-            nn.init.zeros_(module.resample[1].bias)
+            resample = module.resample[1]
+            assert isinstance(resample, nn.Conv2d)
+            _silence(resample)
+            nn.init.dirac_(resample.weight)
             if module.time_conv is not None:
                 weight = module.time_conv.weight.data
                 weight.zero_()
                 for copy in weight[:, :, -1, 0, 0].split(weight.shape[1]):
                     copy.fill_diagonal_(1)
-                nn.init.zeros_(module.time_conv.bias)
-    nn.init.normal_(vae.encoder.conv_in.bias, std=0.5)
+                _bias(module.time_conv).data.zero_()
+    nn.init.normal_(_bias(vae.encoder.conv_in), std=0.5)
 
 
 def batch_of_clips(rng: np.random.Generator, shape: ClipShape) -> torch.Tensor:
@@ -106,7 +118,7 @@ def reconstruction_psnr(vae: AutoencoderKLWan, clips: int = 12, frames: int = 17
     values = []
     for index in range(clips):
         clip = render(sample_scene(rng, combos[index * 7 % len(combos)]), size, size, frames)
-        video = clip.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        video = clip.permute(3, 0, 1, 2)[None].float().to(device_of(vae)) / 127.5 - 1
         error = F.mse_loss(vae.decode(vae.encode(video)).float(), video)
         values.append(10 * torch.log10(4 / error).item())
     return float(np.mean(values))
@@ -116,9 +128,9 @@ def channels_last(vae: AutoencoderKLWan) -> None:
     """Lay the convolution weights out as the activations are."""
     for module in vae.modules():
         if isinstance(module, nn.Conv3d):
-            module.to(memory_format=torch.channels_last_3d)
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
         elif isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -143,7 +155,7 @@ def run_stage(vae: AutoencoderKLWan, stage: Stage, output_dir: Path, scale: floa
         half.requires_grad_(stage.train_encoder)
 
     def loss(info: StepInfo) -> tuple[torch.Tensor, Metrics]:
-        video = batch_of_clips(info.rng, stage.shapes[info.step % len(stage.shapes)])
+        video = batch_of_clips(info.rng, stage.shapes[info.step % len(stage.shapes)]).to(device_of(vae))
         return vae_loss(vae, video, stage.train_encoder)
 
     def evaluate(step: int) -> Metrics:
@@ -157,11 +169,12 @@ def run_stage(vae: AutoencoderKLWan, stage: Stage, output_dir: Path, scale: floa
     trainer.ema.copy_to(vae)
 
 
-def train(output_dir: Path, scale: float = 1.0) -> AutoencoderKLWan:
+def train(output_dir: Path, scale: float = 1.0, device: str = "cpu") -> AutoencoderKLWan:
     """Single frames, then clips."""
     torch.manual_seed(0)
     vae = AutoencoderKLWan(ARCH)
     initialize(vae)
+    vae.to(device)
     channels_last(vae)
     for stage in STAGES:
         run_stage(vae, stage, output_dir, scale)
