@@ -23,7 +23,7 @@ class LocalAttention(nn.Module):
     def forward(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Attention of `q` [B, L, heads, D] over `k`, `v` [B, S, heads, D], `bias` broadcastable to [B, heads, L, S]."""
+        """Attention of `q` [B, L, heads, D] over `k`, `v` [B, S, heads, D]; `bias` broadcasts to [B, heads, L, S]."""
         return self.backend(q, k, v, bias=bias, causal=self.causal, scale=self.scale)
 
 

@@ -8,12 +8,7 @@ reference in bf16, both as root mean squares. The whole pipeline is compared pix
 
 import dataclasses
 import gc
-import importlib
-import importlib.util
-import json
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +19,10 @@ import torch.nn.functional as F
 from fastvideo.attention.selector import set_attention_backend
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.entrypoints.reference import check_packages, load_reference, quiet, reference_video
 from fastvideo.entrypoints.video_generator import VideoGenerator
 from fastvideo.logger import init_logger
 from fastvideo.models.dits.base import BaseDiT
-from fastvideo.models.loader.checkpoint import stream_tensors
 from fastvideo.models.loader.component_loader import (
     Blueprint,
     blueprint,
@@ -42,7 +37,6 @@ from fastvideo.utils import resolve
 
 logger = init_logger(__name__)
 
-PACKAGES = ("accelerate", "diffusers", "transformers")
 FP32_BOUND = 1e-5
 PIXEL_BOUND = 1 / 255
 BF16_NOISE = 1.25
@@ -204,13 +198,6 @@ def verify(model: str | Path, clip: Clip | None = None, revision: str | None = N
     return rows
 
 
-def check_packages() -> None:
-    """Raise an `ImportError` that says what to install unless the reference can be run."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"verify needs {', '.join(missing)}: pip install 'fastvideo[verify]'")
-
-
 def memory_of(clip: Clip) -> int:
     """Bytes to run two clips of this size."""
     return 2 * clip.height * clip.width * clip.num_frames * BYTES_PER_PIXEL
@@ -242,7 +229,7 @@ def make_inputs(repo: Repo, plans: list[Blueprint], config: PipelineConfig, clip
     return Inputs(
         tokenizer=load_tokenizer(repo.components["tokenizer"]),
         text_len=config.text_len,
-        pipeline_class=getattr(importlib.import_module("diffusers"), repo.entry.pipeline_class),
+        pipeline_class=resolve(f"diffusers:{repo.entry.pipeline_class}"),
         video=torch.rand(2, 3, *_shape(clip), generator=generator) * 2 - 1,
         latents=torch.randn(2, dit.in_channels, frames, height, width, generator=generator),
         timestep=torch.rand(2, generator=generator) * 1000,
@@ -264,9 +251,7 @@ def component_rows(plan: Blueprint, inputs: Inputs, clip: Clip) -> list[Row]:
     made: dict[torch.dtype, tuple[Outputs, Outputs]] = {}
     for dtype in (torch.float32, torch.bfloat16):
         reference = probe.reference(load_reference(plan, dtype), inputs)
-        gc.collect()
         made[dtype] = probe.ours(load_ours(source, dtype), inputs), reference
-        gc.collect()
     ours, exact = made[torch.float32]
     our_bf16, reference_bf16 = made[torch.bfloat16]
     rows = []
@@ -301,35 +286,6 @@ def load_ours(source: ComponentSource, dtype: torch.dtype) -> Any:
     return model
 
 
-def load_reference(plan: Blueprint, dtype: torch.dtype) -> Any:
-    """The reference's model of the same files.
-
-    Of an official checkpoint it is made by the reference's own translation of names where it has one.
-    """
-    source = plan.source
-    library = importlib.import_module(source.library)
-    model_class = getattr(library, source.class_name)
-    kwargs = {"diffusers": {"torch_dtype": dtype}, "transformers": {"dtype": dtype}}[source.library]
-    if not source.official:
-        return model_class.from_pretrained(source.local_folder(), local_files_only=True, **kwargs).eval()
-    config = dataclasses.asdict(plan.arch)
-    tensors = dict(stream_tensors(source.weight_files, source.header()))
-    if source.library == "transformers":
-        state = {reference_name(plan, name): tensor for name, tensor in tensors.items()}
-        return model_class.from_pretrained(
-            None, config=model_class.config_class(**config), state_dict=state, **kwargs
-        ).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "config.json").write_text(json.dumps({"_class_name": source.class_name, **config}))
-        return model_class.from_single_file(tensors, config=folder, local_files_only=True, **kwargs).eval()
-
-
-def reference_name(plan: Blueprint, name: str) -> str:
-    """What the reference calls official tensor `name`: ours between the two."""
-    target = plan.mapping(name)
-    return name if target is None else plan.arch.param_names_mapping.sources(target.name)[target.part]
-
-
 def pipeline_row(repo: Repo, plans: list[Blueprint], config: PipelineConfig, clip: Clip, revision: str | None) -> Row:
     """A short clip from a prompt, by `VideoGenerator` and by the reference's pipeline."""
     note = short_of_memory(sum(plan.parameters for plan in plans), clip)
@@ -337,8 +293,8 @@ def pipeline_row(repo: Repo, plans: list[Blueprint], config: PipelineConfig, cli
         return Row(component="pipeline", precision="fp32", error=None, bound=PIXEL_BOUND, note=note)
     sampling: SamplingParam = resolve(repo.entry.sampling)()
     sampling.update(**clip._asdict(), num_inference_steps=STEPS, seed=SEED, save_video=False, return_frames=True)
-    expected = reference_video(repo, plans, config, sampling)
-    gc.collect()
+    expected = reference_video(repo, plans, PROMPTS[0], sampling, config.text_len)
+    gc.collect()  # the reference's pipeline is in a cycle, and ours comes beside it
     made = VideoGenerator.from_pretrained(
         repo.model, revision=revision, device="cpu", precision="fp32", pipeline_config=config
     )
@@ -353,48 +309,6 @@ def pipeline_row(repo: Repo, plans: list[Blueprint], config: PipelineConfig, cli
         bound=PIXEL_BOUND,
         note=f"{clip.num_frames} frames of {clip.width}x{clip.height}, {STEPS} steps",
     )
-
-
-def reference_video(
-    repo: Repo, plans: list[Blueprint], config: PipelineConfig, sampling: SamplingParam
-) -> torch.Tensor:
-    """The reference's video [1, 3, T, H, W] in [0, 1]."""
-    import diffusers
-
-    components: dict[str, Any] = {plan.source.name: load_reference(plan, torch.float32) for plan in plans}
-    for name, source in repo.components.items():
-        if name.startswith("scheduler"):
-            components[name] = getattr(diffusers, source.class_name).from_config(dict(source.config))
-        elif name.startswith("tokenizer"):
-            components[name] = load_tokenizer(source)
-    pipeline = getattr(diffusers, repo.entry.pipeline_class)(**components)
-    pipeline.set_progress_bar_config(disable=True)
-    shared = ("negative_prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale")
-    made = pipeline(
-        prompt=PROMPTS[0],
-        generator=torch.Generator("cpu").manual_seed(sampling.seed),
-        max_sequence_length=config.text_len,
-        output_type="np",
-        **{name: getattr(sampling, name) for name in shared},
-    )
-    return torch.from_numpy(made.frames).permute(0, 4, 1, 2, 3)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Within the block neither library draws progress bars nor warns."""
-    found = [importlib.import_module(f"{library}.utils.logging") for library in ("diffusers", "transformers")]
-    before = [(module.get_verbosity(), module.is_progress_bar_enabled()) for module in found]
-    for module in found:
-        module.set_verbosity_error()
-        module.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for module, (verbosity, bars) in zip(found, before, strict=True):
-            module.set_verbosity(verbosity)
-            if bars:
-                module.enable_progress_bar()
 
 
 def cells(row: Row) -> tuple[str, ...]:

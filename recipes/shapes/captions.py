@@ -234,7 +234,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
     It ends every text with </s>, pads on the right and keeps `model_max_length` at 512.
     """
-    words = ("<pad>", "</s>", "<unk>") + vocabulary()
+    words = ("<pad>", "</s>", "<unk>", *vocabulary())
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # at white space, and around every mark

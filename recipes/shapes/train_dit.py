@@ -64,7 +64,7 @@ SETUP_96 = Setup(
         Ingredient(ClipShape(6, 33, 96), 0.0, 0.05),
         Ingredient(ClipShape(4, 49, 96), 0.0, 0.05),
     ),
-    steps=6200,
+    steps=5700,
 )
 RAMP = 0.2
 """The share of training over which the ingredients go from their first to their last share."""

@@ -34,6 +34,9 @@ ARCH = WanVAEArchConfig(
     latents_std=(1.0,) * LATENT_CHANNELS,
 )
 KL_WEIGHT = 3e-4
+RANDOM_COLOURS = 0.7
+"""Share of scenes in colours drawn from the whole cube. With the few named colours alone the VAE settles on a line
+through them, on which green and blue, or purple and gray, are one."""
 TWO_OBJECTS = 0.25
 """Share of scenes with two objects, which a later version of the model draws."""
 
@@ -83,18 +86,24 @@ def initialize(vae: AutoencoderKLWan) -> None:
                 for copy in weight[:, :, -1, 0, 0].split(weight.shape[1]):
                     copy.fill_diagonal_(1)
                 _bias(module.time_conv).data.zero_()
-    nn.init.normal_(_bias(vae.encoder.conv_in), std=0.5)
+    for half in (vae.encoder, vae.decoder):
+        nn.init.normal_(_bias(half.conv_in), std=0.5)
 
 
 def batch_of_clips(rng: np.random.Generator, shape: ClipShape) -> torch.Tensor:
     """Random training clips [B, 3, T, H, W] in [-1, 1]."""
-    scenes = [sample_scene(rng, objects=1 + int(rng.random() < TWO_OBJECTS)) for _ in range(shape.batch)]
-    if shape.frames == 1:
-        # a later frame of a longer clip: single frames must not all be first frames
-        at = int(rng.integers(17))
-        clips = [render(scene, shape.size, shape.size, 17)[at : at + 1] for scene in scenes]
-    else:
-        clips = [render(scene, shape.size, shape.size, shape.frames) for scene in scenes]
+    clips = []
+    for _ in range(shape.batch):
+        scene = sample_scene(rng, objects=1 + int(rng.random() < TWO_OBJECTS))
+        palette = None
+        if rng.random() < RANDOM_COLOURS:
+            palette = [tuple(rng.integers(256, size=3).tolist()) for _ in range(1 + len(scene.objects))]
+        if shape.frames == 1:
+            # a later frame of a longer clip: single frames must not all be first frames
+            at = int(rng.integers(17))
+            clips.append(render(scene, shape.size, shape.size, 17, palette)[at : at + 1])
+        else:
+            clips.append(render(scene, shape.size, shape.size, shape.frames, palette))
     return torch.stack(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 

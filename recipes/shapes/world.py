@@ -7,7 +7,7 @@ lengths are in units of the frame's shorter side and all positions are offsets f
 
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, product
@@ -253,18 +253,23 @@ def trajectory(item: Object, frames: int) -> Trajectory:
     return Trajectory(*(values.astype(np.float32) for values in (x, y, radius, angle)))
 
 
-def render(scene: Scene, height: int, width: int, frames: int) -> Tensor:
+def render(
+    scene: Scene, height: int, width: int, frames: int, palette: Sequence[tuple[int, int, int]] | None = None
+) -> Tensor:
     """The clip as uint8 RGB [T, H, W, 3], with anti-aliased edges.
 
+    `palette` has the RGB of the background and of each object, in place of the named ones.
     Raises `ValueError` for a size outside 32..512 pixels or a length outside 1..81 frames.
     """
     for name, value, low, high in (("height", height, 32, 512), ("width", width, 32, 512), ("frames", frames, 1, 81)):
         if not low <= value <= high:
             raise ValueError(f"{name}={value}: must be {low}..{high}; try {min(max(value, low), high)}")
-    colour_3 = torch.tensor(BACKGROUNDS[scene.background], dtype=torch.float32)
+    if palette is None:
+        palette = [BACKGROUNDS[scene.background], *(COLOURS[item.colour] for item in scene.objects)]
+    colour_3 = torch.tensor(palette[0], dtype=torch.float32)
     video_3THW = colour_3.view(3, 1, 1, 1).expand(3, frames, height, width)
-    for item in scene.objects:
-        colour_3111 = torch.tensor(COLOURS[item.colour], dtype=torch.float32).view(3, 1, 1, 1)
+    for item, rgb in zip(scene.objects, palette[1:], strict=True):
+        colour_3111 = torch.tensor(rgb, dtype=torch.float32).view(3, 1, 1, 1)
         coverage_THW = shape_coverage(item.shape, trajectory(item, frames), height, width)
         video_3THW = torch.lerp(video_3THW, colour_3111, coverage_THW)
     return video_3THW.add(0.5).to(torch.uint8).permute(1, 2, 3, 0).contiguous()

@@ -169,7 +169,7 @@ def test_render_keeps_objects_whole_at_any_size(height, width, frames):
 
 @pytest.mark.parametrize("size", [(31, 64, 9), (64, 513, 9), (64, 64, 0), (64, 64, 82)])
 def test_render_refuses_other_sizes(size):
-    with pytest.raises(ValueError, match="must be .* try"):
+    with pytest.raises(ValueError, match=r"must be .* try"):
         render(Scene("white", (Object("star", "red", "growing"),)), *size)
 
 

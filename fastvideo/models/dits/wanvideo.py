@@ -144,7 +144,7 @@ class WanTransformer3DModel(BaseDiT[WanContext]):
         self.proj_out = nn.Linear(dim, arch.out_channels * math.prod(arch.patch_size))
         self.modulation_out = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
 
-    def embed(
+    def embed(  # type: ignore[override]  # names its own conditions
         self, latents: torch.Tensor, timestep: torch.Tensor, *, text: torch.Tensor, text_padding: int = 0
     ) -> tuple[torch.Tensor, WanContext]:
         """Tokens and context.

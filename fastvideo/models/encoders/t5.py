@@ -134,6 +134,7 @@ class T5EncoderModel(TextEncoder):
         hidden_keys = hidden_keys.masked_fill(~mask, torch.finfo(x.dtype).min)[:, None, None]
         bias = hidden_keys
         for block in self.blocks:
+            assert isinstance(block, T5Block)
             if block.attn.position_bias is not None:
                 bias = block.attn.position_bias(buckets).permute(2, 0, 1).unsqueeze(0) + hidden_keys
             x = block(x, bias)

@@ -25,7 +25,7 @@ class Past:
         self._frames: dict[nn.Module, torch.Tensor] = {}
 
     def extend(self, layer: nn.Module, x: torch.Tensor, keep: int) -> torch.Tensor:
-        """`x` [B, C, T, H, W] behind the frames kept for `layer`; keeps the last `keep` frames of that for next time."""
+        """`x` [B, C, T, H, W] behind the frames kept for `layer`; keeps the last `keep` frames of that for later."""
         before = self._frames.get(layer)
         if before is not None:
             x = torch.cat((before, x), dim=2)
@@ -44,7 +44,7 @@ class CausalConv3d(nn.Conv3d):
         kernel = (kernel_size,) * 3 if isinstance(kernel_size, int) else kernel_size
         super().__init__(in_channels, out_channels, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
 
-    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:  # type: ignore[override]
         reach = self.kernel_size[0] - 1
         if reach:
             length = x.shape[2]
@@ -249,7 +249,7 @@ class AutoencoderKLWan(nn.Module):
         self.chunk = 4
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
-        """Latents [B, z, 1 + (T - 1) / 4, H / 8, W / 8], the mode of the posterior, of `video` [B, 3, T, H, W].
+        """Latents [B, z, 1 + (T - 1) / 4, H / 8, W / 8] fp32, the mode of the posterior, of `video` [B, 3, T, H, W].
 
         Raises:
             ValueError: T is not 4k + 1, or H or W is no multiple of 8.
@@ -263,7 +263,7 @@ class AutoencoderKLWan(nn.Module):
         past = Past()
         parts = [video[:, :, :1], *video[:, :, 1:].split(time * self.chunk, dim=2)]
         moments = torch.cat([self.moments(part, past) for part in parts if part.shape[2]], dim=2)
-        mean, std = self._statistics(moments)
+        mean, std = self._statistics(moments.device)
         return (moments.chunk(2, dim=1)[0] - mean) / std
 
     def moments(self, video: torch.Tensor, past: Past) -> torch.Tensor:
@@ -277,7 +277,7 @@ class AutoencoderKLWan(nn.Module):
     def stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         """The frames of `decode`, a chunk at a time."""
         past = Past()
-        mean, std = self._statistics(latents)
+        mean, std = self._statistics(latents.device)
         for part in (latents * std + mean).split(self.chunk, dim=2):
             yield self.frames(part, past).clamp(-1, 1)
 
@@ -289,9 +289,10 @@ class AutoencoderKLWan(nn.Module):
         # convolutions and the channel norm both run over contiguous channels
         return x.to(self.post_quant_conv.weight.dtype, memory_format=torch.channels_last_3d)
 
-    def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _statistics(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation [1, z, 1, 1, 1] of unscaled latents, fp32: rounded, they shift every latent."""
         mean, std = (
-            torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1, 1)
+            torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1, 1)
             for values in (self.arch.latents_mean, self.arch.latents_std)
         )
         return mean, std
