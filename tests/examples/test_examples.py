@@ -1,0 +1,72 @@
+"""The examples, as they stand, on a small repo: only the size and the number of steps are made small."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.entrypoints.cli.main import main
+from fastvideo.entrypoints.media import read_frames, read_metadata
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Run in a folder of the test's own; every model's defaults are 32x32 pixels and 2 steps."""
+    small = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2}
+    monkeypatch.setattr(SamplingParam, "from_pretrained", lambda model: SamplingParam(**small))
+    monkeypatch.chdir(tmp_path)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:
+    """Run an example as a script."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def test_text_to_video(
+    wan_repo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "text_to_video.py", wan_repo, "A vibrant city street at sunset.")
+    made = tmp_path / "video_samples" / "A vibrant city street at sunset.mp4"
+    assert read_frames(made).shape == (45, 32, 32, 3)
+    assert capsys.readouterr().out.startswith("video_samples/A vibrant city street at sunset.mp4: ")
+
+
+def test_batch_of_prompts(wan_repo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Path("prompts.txt").write_text("a red cat\n\na green kite \n")
+    run(monkeypatch, "batch_of_prompts.py", "prompts.txt", wan_repo)
+    made = sorted((tmp_path / "video_samples").iterdir())
+    assert [path.name for path in made] == ["a green kite.mp4", "a red cat.mp4"]
+    assert [read_metadata(path)["request"]["seed"] for path in made] == [7, 7]
+
+
+def test_progress(
+    wan_repo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "progress_and_cancel.py", 600, wan_repo)
+    lines = capsys.readouterr().out.splitlines()
+    assert "denoising: 0 of 2" in lines
+    assert any(line.startswith("denoising: 2 of 2, ") for line in lines)
+    assert lines[-1].startswith("video_samples/a green square bouncing on a black background.mp4: ")
+
+
+def test_cancel(
+    wan_repo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # no seconds at all: the timer fires before the first step
+    monkeypatch.setattr("threading.Timer.start", lambda timer: timer.function())
+    run(monkeypatch, "progress_and_cancel.py", 0, wan_repo)
+    assert capsys.readouterr().out.splitlines()[-1] == "stopped: the time was over"
+    assert list((tmp_path / "video_samples").iterdir()) == []
+
+
+def test_run_yaml(wan_repo: Path) -> None:
+    small = ["--request.sampling.num_inference_steps", "2", "--frames", "9"]
+    assert main(["generate", "--config", str(EXAMPLES / "run.yaml"), "--model", str(wan_repo), *small]) == 0
+    request = read_metadata("outputs/star.mp4")["request"]
+    assert request["prompt"] == "a yellow star spinning on a navy background"
+    assert (request["seed"], request["num_frames"], request["num_inference_steps"]) == (7, 9, 2)
