@@ -4,6 +4,18 @@ import os
 from pathlib import Path
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+NAMES = ("FASTVIDEO_ATTENTION_BACKEND", "FASTVIDEO_CACHE_ROOT", "FASTVIDEO_LOGGING_LEVEL")
+
+
+def check_names() -> None:
+    """Refuse a variable of ours that would do nothing.
+
+    Raises:
+        ValueError: `FASTVIDEO_...` is set and this version has no such variable; lists those that it has.
+    """
+    for name in sorted(os.environ):
+        if name.startswith("FASTVIDEO_") and name not in NAMES:
+            raise ValueError(f"{name}={os.environ[name]!r}: no such variable; unset it, there are {', '.join(NAMES)}")
 
 
 def logging_level() -> str:

@@ -80,6 +80,7 @@ class FastVideoArgs(Assignable):
         Raises:
             ValueError: the option, its value, the rule, and what to do instead.
         """
+        envs.check_names()
         require(bool(self.model), "model", self.model, "must be a Hub id, a local folder, or a shipped model's name")
         choices = ("auto", *PRECISIONS)
         require(self.precision in choices, "precision", self.precision, f"must be one of {', '.join(choices)}")

@@ -101,3 +101,9 @@ def test_the_argument_overrides_the_environment(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("FASTVIDEO_ATTENTION_BACKEND", "FLASH_ATTN")
     assert FastVideoArgs(model="m").resolved_attention_backend() == "FLASH_ATTN"
     assert FastVideoArgs(model="m", attention_backend="TORCH_SDPA").resolved_attention_backend() == "TORCH_SDPA"
+
+
+def test_a_variable_that_would_do_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTVIDEO_CFG_GATE_STEP", "5")
+    with pytest.raises(ValueError, match=r"FASTVIDEO_CFG_GATE_STEP='5': no such variable; unset it, there are FASTVIDEO_ATT"):
+        FastVideoArgs.from_kwargs("shapes-t2v")

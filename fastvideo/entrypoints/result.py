@@ -23,7 +23,7 @@ class GenerationResult(Mapping[str, Any]):
     audio_sample_rate: int | None
     """Samples a second of `audio`."""
     video_path: str | None
-    """The file, or the folder of PNGs; None unless `save_video`."""
+    """The file, or the pattern of the PNGs, such as "folder/%04d.png"; None unless `save_video`."""
     prompts: str
     """The prompt that the video was made from."""
     seed: int

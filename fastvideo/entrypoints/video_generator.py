@@ -122,6 +122,7 @@ class VideoGenerator:
             FloatingPointError: NaN or infinity in the latents; says at which step.
         """
         executor = self._running()
+        require(isinstance(prompt, str | list), "prompt", prompt, "text", "give a text, or a list of texts")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         check_prompts(prompts)
         sampling = self._sampling(sampling_param, fields)

@@ -184,6 +184,7 @@ class TestBadRequests:
         ("prompt", "fields", "message"),
         [
             ([], {}, r"prompt=\[\]: at least one prompt"),
+            (3, {}, r"prompt=3: text; give a text, or a list of texts"),
             ([CAT, None], {}, "prompt=None: text"),
             (CAT, {"height": 40}, "height=40: must be a multiple of 16; try 32"),
             (CAT, {"width": 50}, "width=50: must be a multiple of 16; try 48"),

@@ -157,7 +157,7 @@ class T5EncoderModel(TextEncoder):
         return tokens.input_ids, tokens.attention_mask.bool()
 
     def _warn_if_cut(self, prompt: str) -> None:
-        whole = self.tokenizer(prompt, add_special_tokens=True).input_ids
+        whole = self.tokenizer(prompt, add_special_tokens=True, verbose=False).input_ids
         if len(whole) > self.text_len:
             rest = self.tokenizer.decode(whole[self.text_len - 1 :], skip_special_tokens=True)
             logger.warning("prompt of %d tokens: at most %d are used; cut: %r", len(whole), self.text_len, rest)
