@@ -13,6 +13,7 @@ import torch
 
 from fastvideo.logger import init_logger
 from fastvideo.models.vaes.wanvae import AutoencoderKLWan
+from fastvideo.training.plot import plot_logs
 from fastvideo.training.trainer import autocast
 from recipes.shapes import train_dit, train_text, train_vae
 from recipes.shapes.export import export
@@ -78,9 +79,17 @@ def build_latents(vae: AutoencoderKLWan, folder: Path, part: int = 0, parts: int
             build_shard(vae, folder, shape, index)
 
 
+def plot(work: Path) -> None:
+    """Draw the curves of the VAE's stages and of the transformer as PNGs in the work folder."""
+    vae = {name: work / "vae" / name / "log.jsonl" for name in ("images", "clips", "decoder")}
+    plot_logs(vae, work / "vae.png", ("psnr", "heldout_psnr", "kl"))
+    logs = {"transformer": work / "dit" / "log.jsonl"}
+    plot_logs(logs, work / "dit.png", ("loss_9", "loss_17", "colour", "shape", "motion"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("vae", "decoder", "text", "latents", "dit", "export", "all"))
+    parser.add_argument("stage", choices=("vae", "decoder", "text", "latents", "dit", "export", "plot", "all"))
     parser.add_argument("--work", type=Path, default=Path(".work/shapes"))
     parser.add_argument("--output", type=Path, default=Path("fastvideo/assets/shapes-t2v"))
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -89,7 +98,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="dit: a transformer checkpoint to start from")
     parser.add_argument("--no-compile", action="store_true", help="dit: run eagerly")
     options = parser.parse_args()
-    work, stages = options.work, ("vae", "text", "latents", "dit", "decoder", "export")
+    work, stages = options.work, ("vae", "text", "latents", "dit", "decoder", "export", "plot")
     for stage in stages if options.stage == "all" else (options.stage,):
         if stage == "vae":
             train_vae.train(work / "vae", options.scale, options.device)
@@ -106,6 +115,8 @@ def main() -> None:
             vae = load_vae(work, decoder=True).to(options.device)
             encoder = load_text_encoder(work).to(options.device)
             train_dit.train(work / "dit", setup, vae, encoder, work / "latents", options.init, not options.no_compile)
+        elif stage == "plot":
+            plot(work)
         else:
             export(work, options.output, load_vae(work, decoder=True), load_text_encoder(work))
 

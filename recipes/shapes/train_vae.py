@@ -195,7 +195,12 @@ def run_stage(vae: AutoencoderKLWan, stage: Stage, output_dir: Path, scale: floa
         return {"heldout_psnr": reconstruction_psnr(vae, frames=1 if stage.name == "images" else 17)}
 
     config = TrainerConfig(
-        output_dir=output_dir / stage.name, steps=int(stage.steps * scale), lr=stage.lr, seed=len(stage.name)
+        output_dir=output_dir / stage.name,
+        steps=int(stage.steps * scale),
+        lr=stage.lr,
+        # batches of clips are small and their gradients noisy
+        betas=(0.9, 0.99),
+        seed=len(stage.name),
     )
     trainer = Trainer(vae, config, loss, evaluate, evaluate_every=500)
     trainer.run()
