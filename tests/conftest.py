@@ -1,6 +1,7 @@
 """Fixtures for all tests: small repos, made once a session, and a cache folder of the test's own."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,9 @@ def euler_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def official_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights as a flat folder under the authors' names. Read only."""
     return tiny_repos.make_official_repo(tmp_path_factory.mktemp("repos") / "wan-tiny-official")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """Whoever starts the tests in the background has Ctrl-C ignored, and Python then leaves it so."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

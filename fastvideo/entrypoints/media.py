@@ -228,7 +228,7 @@ def x264_options() -> dict[str, str]:
     """How to encode such that the same frames give the same bytes every time."""
     options = {"crf": "17", "preset": "medium", "threads": "1"}
     if platform.machine().lower() in ("x86_64", "amd64"):
-        # x264's AVX-512 code picks other B-frames now and then (noise of 64x48: 3% of the runs); this is as fast.
+        # x264 with AVX-512 picks other B-frames now and then, for some clips in most runs; this is as fast.
         options["x264-params"] = "asm=SSE4.2"
     return options
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -80,8 +81,9 @@ def test_the_same_clip_gives_the_same_bytes(tmp_path, name):
 
 
 def test_mp4_of_noise_gives_the_same_bytes_every_time(tmp_path):
-    video = np.random.default_rng(0).normal(128, 20, (9, 48, 64, 3)).clip(0, 255).astype(np.uint8)
-    files = {media.write_video(video, tmp_path / "clip.mp4", 16, METADATA).read_bytes() for _ in range(40)}
+    blocks = np.random.default_rng(2).normal(128, 40, (17, 12, 16, 3)).clip(0, 255).astype(np.uint8)
+    video = blocks.repeat(6, axis=1).repeat(6, axis=2)  # an encoder that is not exact shows it here
+    files = {media.write_video(video, tmp_path / "clip.mp4", 16, METADATA).read_bytes() for _ in range(12)}
     assert len(files) == 1
 
 
@@ -135,7 +137,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch, name,
     def interrupt(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(av.VideoFrame, "from_ndarray", interrupt)
+    monkeypatch.setattr(av, "VideoFrame", SimpleNamespace(from_ndarray=interrupt))
     monkeypatch.setattr(Image.Image, "save", interrupt)
     with pytest.raises(error):
         media.write_video(clip(), path, 12, METADATA)

@@ -1,5 +1,6 @@
 """From the arguments to an exit code: 0, 1 after an error, 2 after wrong usage, 130 after Ctrl-C."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -24,11 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, options = parse(sys.argv[1:] if argv is None else list(argv))
         # imported on use: no command but the one that runs is loaded
         code: int = resolve(COMMANDS[command].run)(options)
+        sys.stdout.flush()
         return code
     except UsageError as error:
         return fail(f"{error} (see {error.help})", 2)
     except KeyboardInterrupt:
         return fail("stopped", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return 1
     except Exception as error:
         if debug:
             raise

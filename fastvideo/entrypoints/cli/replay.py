@@ -28,7 +28,7 @@ def run(options: Namespace) -> int:
     target = media.output_file(options.output or default_output(clip), settings["prompt"], clip.suffix or ".mp4")
     model = options.model or metadata["model"]["name"]
     same_versions = warn_of_versions(metadata)
-    compare_weights(model, metadata, force=options.force)
+    same_model = compare_weights(model, metadata, force=options.force)
 
     import torch
 
@@ -39,17 +39,19 @@ def run(options: Namespace) -> int:
     with VideoGenerator.from_pretrained(model, **settings["engine"]) as generator:
         written = generate(generator, settings, target)
     same = compare(clip, written)
-    print(f"{written}: {same[1]} {clip}")
-    if same[0] is False and same_versions:
+    words = {True: "the same, bit for bit, as", False: "NOT the same as", None: "made as"}
+    print(f"{written}: {words[same]} {clip}")
+    if same is False and same_model and same_versions:
         logger.error("%s differs though model and versions are the same", written)
-    return 1 if same[0] is False else 0
+    return 1 if same is False else 0
 
 
 def default_output(clip: Path) -> Path:
     """Beside the clip, under a name of its own."""
     from fastvideo.entrypoints.media import PNG_PATTERN
 
-    beside = clip.absolute().with_name(f"{clip.absolute().stem}_replay{clip.suffix}")
+    named = clip if clip.name else clip.absolute()  # "." has no name
+    beside = named.with_name(f"{named.stem}_replay{named.suffix}")
     return beside / PNG_PATTERN if clip.is_dir() else beside
 
 
@@ -88,8 +90,8 @@ def warn_of_versions(metadata: dict[str, Any]) -> bool:
     return then == now
 
 
-def compare_weights(model: str, metadata: dict[str, Any], force: bool) -> None:
-    """Compare the model's weights with those that made the clip; with `force` a difference is a warning only.
+def compare_weights(model: str, metadata: dict[str, Any], force: bool) -> bool:
+    """Whether the model's weights are those that made the clip; only with `force` may they differ.
 
     Raises:
         ValueError: they differ.
@@ -100,11 +102,12 @@ def compare_weights(model: str, metadata: dict[str, Any], force: bool) -> None:
     then, now = metadata["model"]["weights"], weight_hashes(resolve_repo(model, metadata["model"]["revision"]))
     different = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
     if not different:
-        return
+        return True
     message = f"{model}: not the weights that made the clip ({', '.join(different)})"
     if not force:
         raise ValueError(f"{message}; name the model with --model, or go on with another clip with --force")
     logger.warning("%s: the clip will differ", message)
+    return False
 
 
 def generate(generator: Any, settings: dict[str, Any], target: Path) -> Path:
@@ -125,12 +128,11 @@ def generate(generator: Any, settings: dict[str, Any], target: Path) -> Path:
         return made.replace(final)
 
 
-def compare(clip: Path, written: Path) -> tuple[bool | None, str]:
-    """Whether two clips are the same, None where the formats do not tell, and that in words."""
+def compare(clip: Path, written: Path) -> bool | None:
+    """Whether two clips show the same; None where they are of two formats, which does not tell."""
     from fastvideo.entrypoints.media import read_frames
 
-    if clip.suffix != written.suffix:
-        return None, "made as"
+    if clip.suffix.lower() != written.suffix.lower():
+        return None
     first, second = read_frames(clip), read_frames(written)
-    same = first.shape == second.shape and bool((first == second).all())
-    return same, "the same, bit for bit, as" if same else "NOT the same as"
+    return first.shape == second.shape and bool((first == second).all())
