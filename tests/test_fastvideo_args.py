@@ -105,5 +105,7 @@ def test_the_argument_overrides_the_environment(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_variable_that_would_do_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTVIDEO_CFG_GATE_STEP", "5")
-    with pytest.raises(ValueError, match=r"FASTVIDEO_CFG_GATE_STEP='5': no such variable; unset it, there are FASTVIDEO_ATT"):
+    with pytest.raises(
+        ValueError, match=r"FASTVIDEO_CFG_GATE_STEP='5': no such variable; unset it, there are FASTVIDEO_ATT"
+    ):
         FastVideoArgs.from_kwargs("shapes-t2v")
