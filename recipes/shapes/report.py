@@ -5,7 +5,6 @@ Writes the table between the two marks in README.md and a contact sheet of 24 pr
 
 import argparse
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from fastvideo import SamplingParam, VideoGenerator
-from fastvideo.fastvideo_args import FastVideoArgs
-from fastvideo.models.loader.component_loader import load_components
+from fastvideo.models.loader.component_loader import load_component
 from fastvideo.models.loader.repo import resolve_repo
 from fastvideo.models.vaes.wanvae import AutoencoderKLWan
-from fastvideo.utils import resolve
 from recipes.shapes.evaluate import evaluate_generator, format_table, held_out_prompts, training_prompts
 from recipes.shapes.train_vae import reconstruction_psnr
 
@@ -64,7 +61,8 @@ def seconds_to_file(model: str) -> float:
         for number in range(3):
             started = time.perf_counter()
             command = [
-                shutil.which("fastvideo") or "fastvideo", "generate", "a blue star bouncing on a pink background",
+                sys.executable, "-m", "fastvideo.entrypoints.cli", "generate",
+                "a blue star bouncing on a pink background",
                 "--model", model, "--output", f"{folder}/{number}.mp4",
             ]  # fmt: skip
             subprocess.run(command, check=True, capture_output=True)
@@ -75,10 +73,8 @@ def seconds_to_file(model: str) -> float:
 @torch.no_grad()
 def vae_psnr(model: str) -> float:
     """Mean PSNR in dB of the model's VAE over 48 unseen clips."""
-    args = FastVideoArgs.from_kwargs(model)
-    repo = resolve_repo(model)
-    config = args.resolved_pipeline_config(resolve(repo.entry.pipeline_config)())
-    vae = load_components(repo, ("vae",), args, config)["vae"]
+    source = resolve_repo(model).components["vae"]
+    vae = load_component(source, dtype=torch.float32, device=torch.device("cpu"))
     assert isinstance(vae, AutoencoderKLWan)
     return reconstruction_psnr(vae, clips=48)
 
