@@ -95,7 +95,7 @@ def table(rows: dict[str, dict[str, float]], psnr: float, seconds: float, sampli
     lines += [
         "",
         f"The VAE reconstructs unseen clips at {psnr:.1f} dB. From process start to finished MP4: {seconds:.1f} s on "
-        f"{torch.get_num_threads()} CPU cores.",
+        f"{torch.get_num_threads()} CPU core{'s' if torch.get_num_threads() > 1 else ''}.",
     ]
     return "\n".join(lines)
 
