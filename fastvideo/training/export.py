@@ -19,8 +19,7 @@ def save_component(
     """Write the weights in `dtype` to `folder / file_name`, a safetensors file, under the checkpoint's names."""
     folder.mkdir(parents=True, exist_ok=True)
     state = checkpoint_state(module.state_dict(), mapping)
-    # pieces of stacked parameters share memory, which the format does not allow
-    tensors = {name: tensor.to(dtype).contiguous().clone() for name, tensor in state.items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in state.items()}
     save_file(tensors, folder / file_name, metadata={"format": "pt"})
 
 

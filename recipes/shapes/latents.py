@@ -14,8 +14,8 @@ import torch
 
 from fastvideo.models.vaes.wanvae import AutoencoderKLWan
 from fastvideo.training.trainer import autocast, device_of
-from recipes.shapes.train_vae import ClipShape
-from recipes.shapes.world import Object, Scene, render, sample_scene
+from recipes.shapes.train_vae import ClipShape, as_video, clip_of
+from recipes.shapes.world import Object, Scene, sample_scene
 
 SHARD_CLIPS = 128
 
@@ -39,14 +39,7 @@ def build_shard(vae: AutoencoderKLWan, folder: Path, shape: ClipShape, index: in
     scenes = [sample_scene(rng, objects=objects) for _ in range(SHARD_CLIPS)]
     latents = []
     for start in range(0, SHARD_CLIPS, shape.batch):
-        clips = []
-        for scene in scenes[start : start + shape.batch]:
-            if shape.frames == 1:
-                at = int(rng.integers(17))
-                clips.append(render(scene, shape.size, shape.size, 17)[at : at + 1])
-            else:
-                clips.append(render(scene, shape.size, shape.size, shape.frames))
-        video = torch.stack(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        video = as_video([clip_of(scene, shape, rng) for scene in scenes[start : start + shape.batch]])
         with autocast(vae):
             latents.append(vae.encode(video.to(device_of(vae))).half().cpu())
     state = {"latents": torch.cat(latents), "scenes": [dataclasses.asdict(scene) for scene in scenes]}

@@ -4,6 +4,7 @@ From default initialisation this VAE sits on a plateau: its per-pixel norm drops
 brightness gets through. `initialize` starts it beyond that plateau.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from fastvideo.models.vaes.wanvae import (
     Upsample,
 )
 from fastvideo.training.trainer import Metrics, StepInfo, Trainer, TrainerConfig, device_of
-from recipes.shapes.world import held_out_combos, render, sample_scene
+from recipes.shapes.world import Scene, held_out_combos, render, sample_scene
 
 LATENT_CHANNELS = 8
 ARCH = WanVAEArchConfig(
@@ -114,6 +115,21 @@ def initialize(vae: AutoencoderKLWan) -> None:
     _bias(vae.quant_conv).data.zero_()[vae.arch.z_dim :] = INITIAL_LOG_VARIANCE
 
 
+def clip_of(
+    scene: Scene, shape: ClipShape, rng: np.random.Generator, palette: Sequence[tuple[int, int, int]] | None = None
+) -> torch.Tensor:
+    """`scene` as uint8 [T, H, W, 3]; a single frame is any of a longer clip's: they must not all be first frames."""
+    if shape.frames > 1:
+        return render(scene, shape.size, shape.size, shape.frames, palette)
+    at = int(rng.integers(17))
+    return render(scene, shape.size, shape.size, 17, palette)[at : at + 1]
+
+
+def as_video(clips: Sequence[torch.Tensor]) -> torch.Tensor:
+    """uint8 clips [T, H, W, 3] as the VAE takes them: fp32 [B, 3, T, H, W] in [-1, 1]."""
+    return torch.stack(tuple(clips)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
 def batch_of_clips(rng: np.random.Generator, shape: ClipShape) -> torch.Tensor:
     """Random training clips [B, 3, T, H, W] in [-1, 1]."""
     clips = []
@@ -122,13 +138,8 @@ def batch_of_clips(rng: np.random.Generator, shape: ClipShape) -> torch.Tensor:
         palette = None
         if rng.random() < RANDOM_COLOURS:
             palette = [tuple(rng.integers(256, size=3).tolist()) for _ in range(1 + len(scene.objects))]
-        if shape.frames == 1:
-            # a later frame of a longer clip: single frames must not all be first frames
-            at = int(rng.integers(17))
-            clips.append(render(scene, shape.size, shape.size, 17, palette)[at : at + 1])
-        else:
-            clips.append(render(scene, shape.size, shape.size, shape.frames, palette))
-    return torch.stack(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        clips.append(clip_of(scene, shape, rng, palette))
+    return as_video(clips)
 
 
 def vae_loss(vae: AutoencoderKLWan, video: torch.Tensor, train_encoder: bool) -> tuple[torch.Tensor, Metrics]:
@@ -151,7 +162,7 @@ def reconstruction_psnr(vae: AutoencoderKLWan, clips: int = 12, frames: int = 17
     values = []
     for index in range(clips):
         clip = render(sample_scene(rng, combos[index * 7 % len(combos)]), size, size, frames)
-        video = clip.permute(3, 0, 1, 2)[None].float().to(device_of(vae)) / 127.5 - 1
+        video = as_video([clip]).to(device_of(vae))
         error = F.mse_loss(vae.decode(vae.encode(video)).float(), video)
         values.append(10 * torch.log10(4 / error).item())
     return float(np.mean(values))
