@@ -55,7 +55,13 @@ def select_backend(name: str | None, call: AttentionCall) -> AttentionBackend:
 
 
 def set_attention_backend(
-    model: nn.Module, name: str | None, *, device: torch.device | str, dtype: torch.dtype, head_dim: int
+    model: nn.Module,
+    name: str | None,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    head_dim: int,
+    ring: bool = False,
 ) -> None:
     """Give every attention layer in `model` its backend.
 
@@ -69,6 +75,7 @@ def set_attention_backend(
         device: that the model runs on.
         dtype: of queries, keys and values.
         head_dim: of the model's attention.
+        ring: whether the full-sequence attention goes around a ring of ranks.
 
     Raises:
         ValueError: as in `select_backend`.
@@ -80,7 +87,7 @@ def set_attention_backend(
         call = AttentionCall(device=device_type, dtype=dtype, head_dim=head_dim, has_bias=True, causal=layer.causal)
         layer.backend = _preferred(name, call)
     for exchanged in full:
-        call = AttentionCall(device=device_type, dtype=dtype, head_dim=head_dim)
+        call = AttentionCall(device=device_type, dtype=dtype, head_dim=head_dim, logsumexp=ring)
         exchanged.backend = select_backend(name, call)
 
 

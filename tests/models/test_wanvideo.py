@@ -1,7 +1,6 @@
 """The Wan transformer against `diffusers`."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastvideo.models.dits.wanvideo import WanContext, WanTransformer3DModel
+from fastvideo.models.dits.wanvideo import WanTransformer3DModel
 from tests import tiny_repos
 from tests.models.reference import BF16_NOISE, BOUND, error, mean_square, ours, theirs, write_repo
 
@@ -127,11 +126,14 @@ def test_in_bf16_it_keeps_in_fp32_what_the_reference_keeps(wan_repo: Path) -> No
 
 
 class Reversed:
-    """A sharding that turns the sequence around, and knows what in the context goes along it."""
+    """A sharding that turns the sequence around."""
 
-    def scatter(self, tokens: torch.Tensor, context: WanContext) -> tuple[torch.Tensor, WanContext]:
-        cos, sin = context.rotary
-        return tokens.flip(1), replace(context, rotary=(cos.flip(0), sin.flip(0)))
+    def scatter(
+        self, tokens: torch.Tensor, along: Mapping[str, tuple[Any, int]]
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        (cos, sin), dim = along["rotary"]
+        assert list(along) == ["rotary"]
+        return tokens.flip(1), {"rotary": (cos.flip(dim), sin.flip(dim))}
 
     def gather(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens.flip(1)

@@ -15,6 +15,8 @@ class AttentionCall:
     head_dim: int
     has_bias: bool = False
     causal: bool = False
+    logsumexp: bool = False
+    """Whether `with_logsumexp` is called."""
 
 
 class AttentionBackend(ABC):
@@ -47,3 +49,8 @@ class AttentionBackend(ABC):
         Returns:
             [B, L, heads, D] in the dtype of `q`.
         """
+
+    def with_logsumexp(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The attention, and the log of the sum of its exponentiated logits [B, L, heads] in fp32, from which the
+        attention over more keys can be put together. Only where `why_not` says that it can."""
+        raise NotImplementedError(f"{self.name} gives no log-sum-exp")

@@ -12,6 +12,8 @@ class SDPABackend(AttentionBackend):
     name = "TORCH_SDPA"
 
     def why_not(self, call: AttentionCall) -> str | None:
+        if call.logsumexp and call.device not in ("cpu", "cuda"):
+            return f"gives no log-sum-exp on {call.device}, which ring attention needs"
         return None
 
     def __call__(
@@ -27,3 +29,15 @@ class SDPABackend(AttentionBackend):
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         mask = None if bias is None else bias.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale).transpose(1, 2)
+
+    def with_logsumexp(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        aten = torch.ops.aten
+        if q.device.type == "cpu":
+            out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+        elif q.dtype != torch.float32 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256:
+            out, lse = aten._scaled_dot_product_flash_attention(q, k, v)[:2]
+        else:
+            out, lse = aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
+        # one kernel pads the log-sum-exps
+        return out.transpose(1, 2), lse[..., : q.shape[2]].transpose(1, 2)

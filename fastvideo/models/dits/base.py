@@ -1,19 +1,33 @@
-"""The diffusion transformer that every family fills in: embed, scatter, blocks, gather, unembed."""
+"""The diffusion transformer that every family fills in: embed, scatter, blocks, project, gather, unpatchify."""
 
+import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
 
-Context = TypeVar("Context")
+
+@dataclass(frozen=True)
+class BlockContext:
+    """What the blocks need beside the tokens; nothing here changes from block to block."""
+
+    along_sequence: ClassVar[Mapping[str, int]] = {}
+    """Fields that go along the sequence, tensors or tuples of them, and the dimension that does."""
+
+
+Context = TypeVar("Context", bound=BlockContext)
 
 
 class SequenceSharding(Protocol):
     """How a token sequence is spread over ranks."""
 
-    def scatter(self, tokens: torch.Tensor, context: Any) -> tuple[torch.Tensor, Any]:
-        """This rank's part of `tokens` [B, L, d] and of whatever in `context` goes along the sequence."""
+    def scatter(
+        self, tokens: torch.Tensor, along: Mapping[str, tuple[Any, int]]
+    ) -> tuple[torch.Tensor, Mapping[str, Any]]:
+        """This rank's part of `tokens` [B, L, d] and of each value in `along`, given with its sequence dimension."""
 
     def gather(self, tokens: torch.Tensor) -> torch.Tensor:
         """The whole of `tokens` again, on every rank."""
@@ -22,15 +36,18 @@ class SequenceSharding(Protocol):
 class WholeSequence:
     """The sharding over one rank: the identity."""
 
-    def scatter(self, tokens: torch.Tensor, context: Any) -> tuple[torch.Tensor, Any]:
-        return tokens, context
+    def scatter(
+        self, tokens: torch.Tensor, along: Mapping[str, tuple[Any, int]]
+    ) -> tuple[torch.Tensor, Mapping[str, Any]]:
+        return tokens, {}
 
     def gather(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens
 
 
 class BaseDiT(nn.Module, ABC, Generic[Context]):
-    """A diffusion transformer. A family writes `embed`, its block and `unembed`; `forward` is this one for all."""
+    """A diffusion transformer. A family writes `embed`, its block, `project` and `unpatchify`; `forward` is this one
+    for all."""
 
     blocks: nn.ModuleList
 
@@ -43,8 +60,12 @@ class BaseDiT(nn.Module, ABC, Generic[Context]):
         """Tokens [B, L, d] of `latents` [B, C, T, H, W], and what the blocks need beside them."""
 
     @abstractmethod
-    def unembed(self, tokens: torch.Tensor, context: Context) -> torch.Tensor:
-        """The prediction [B, C, T, H, W] from the last block's `tokens` [B, L, d]."""
+    def project(self, tokens: torch.Tensor, context: Context) -> torch.Tensor:
+        """The predicted patches [B, L, C * pt * ph * pw] from the last block's `tokens` [B, L, d], each by itself."""
+
+    @abstractmethod
+    def unpatchify(self, patches: torch.Tensor, context: Context) -> torch.Tensor:
+        """The prediction [B, C, T, H, W] from all of its `patches`."""
 
     def run_blocks(self, tokens: torch.Tensor, context: Context) -> torch.Tensor:
         """All blocks in order. What skips blocks between steps wraps this method and nothing else."""
@@ -55,6 +76,10 @@ class BaseDiT(nn.Module, ABC, Generic[Context]):
     def forward(self, latents: torch.Tensor, timestep: torch.Tensor, **conditions: Any) -> torch.Tensor:
         """Predict from `latents` [B, C, T, H, W] at `timestep` [B]; `conditions` are the keywords of `embed`."""
         tokens, context = self.embed(latents, timestep, **conditions)
-        local_tokens, local_context = self.sequence.scatter(tokens, context)
+        along = {name: (getattr(context, name), dim) for name, dim in context.along_sequence.items()}
+        local_tokens, local_along = self.sequence.scatter(tokens, along)
+        local_context = dataclasses.replace(context, **local_along) if local_along else context
         local_tokens = self.run_blocks(local_tokens, local_context)
-        return self.unembed(self.sequence.gather(local_tokens), context)
+        # patches are many times smaller than tokens: they are what is sent
+        patches = self.sequence.gather(self.project(local_tokens, local_context))
+        return self.unpatchify(patches, context)

@@ -5,8 +5,10 @@ that results are compared with is `diffusers/models/transformers/transformer_wan
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +17,17 @@ from torch import nn
 from fastvideo.attention.layer import DistributedAttention, LocalAttention
 from fastvideo.configs.models.dits.wanvideo import WanVideoArchConfig
 from fastvideo.layers.embedding import apply_rotary, rotary_angles, timestep_embedding
+from fastvideo.layers.linear import ColumnLinear, RowLinear
 from fastvideo.layers.mlp import MLP
-from fastvideo.layers.norm import FP32LayerNorm
-from fastvideo.models.dits.base import BaseDiT
+from fastvideo.layers.norm import FP32LayerNorm, ShardedRMSNorm
+from fastvideo.models.dits.base import BaseDiT, BlockContext
 
 
 @dataclass(frozen=True)
-class WanContext:
-    """What the blocks need beside the tokens; nothing here changes from block to block."""
+class WanContext(BlockContext):
+    """See `BlockContext`."""
+
+    along_sequence: ClassVar[Mapping[str, int]] = {"rotary": 0}
 
     modulation: torch.Tensor
     """[B, 6, d] fp32, from the timestep."""
@@ -43,17 +48,17 @@ class WanSelfAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.norm_q = nn.RMSNorm(dim, eps=eps)
-        self.norm_k = nn.RMSNorm(dim, eps=eps)
+        self.head_dim = dim // num_heads
+        self.qkv = ColumnLinear(dim, dim, pieces=3)
+        self.norm_q = ShardedRMSNorm(dim, eps=eps)
+        self.norm_k = ShardedRMSNorm(dim, eps=eps)
         self.attention = DistributedAttention()
-        self.out = nn.Linear(dim, dim)
+        self.out = RowLinear(dim, dim)
 
     def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
-        q, k, v = (y.unflatten(-1, (self.num_heads, -1)) for y in (q, k, v))
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in (q, k, v))
         q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
         return self.out(self.attention(q, k, v).flatten(2))
 
@@ -63,19 +68,19 @@ class WanCrossAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.norm_q = nn.RMSNorm(dim, eps=eps)
-        self.norm_k = nn.RMSNorm(dim, eps=eps)
+        self.head_dim = dim // num_heads
+        self.q = ColumnLinear(dim, dim)
+        self.kv = ColumnLinear(dim, dim, pieces=2)
+        self.norm_q = ShardedRMSNorm(dim, eps=eps)
+        self.norm_k = ShardedRMSNorm(dim, eps=eps)
         self.attention = LocalAttention()
-        self.out = nn.Linear(dim, dim)
+        self.out = RowLinear(dim, dim)
 
     def forward(self, x: torch.Tensor, text: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         q = self.q(x)
         k, v = self.kv(text).chunk(2, dim=-1)
         q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
-        q, k, v = (y.unflatten(-1, (self.num_heads, -1)) for y in (q, k, v))
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in (q, k, v))
         if bias is not None:
             bias = bias.expand(1, 1, x.shape[1], -1)
         return self.out(self.attention(q, k, v, bias).flatten(2))
@@ -175,13 +180,16 @@ class WanTransformer3DModel(BaseDiT[WanContext]):
         rotary = rotary_table(grid, self.arch.attention_head_dim, tokens.device)
         return tokens, WanContext(modulation, temb, text, text_bias, rotary, grid)
 
-    def unembed(self, tokens: torch.Tensor, context: WanContext) -> torch.Tensor:
-        """The velocity [B, C, T, H, W] from `tokens` [B, L, d]."""
+    def project(self, tokens: torch.Tensor, context: WanContext) -> torch.Tensor:
+        """Patches of the velocity."""
         shift, scale = (self.modulation_out.float() + context.temb.float().unsqueeze(1)).chunk(2, dim=1)
-        tokens = self.proj_out((self.norm_out(tokens) * (1 + scale) + shift).to(tokens.dtype))
+        return self.proj_out((self.norm_out(tokens) * (1 + scale) + shift).to(tokens.dtype))
+
+    def unpatchify(self, patches: torch.Tensor, context: WanContext) -> torch.Tensor:
+        """The velocity [B, C, T, H, W]."""
         (t, h, w), (pt, ph, pw) = context.grid, self.arch.patch_size
-        patches = tokens.view(-1, t, h, w, pt, ph, pw, self.arch.out_channels)
-        return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        x = patches.reshape(-1, t, h, w, pt, ph, pw, self.arch.out_channels)
+        return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
     def _grid(self, latents: torch.Tensor) -> tuple[int, int, int]:
         t, h, w = latents.shape[2:]
