@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROMPT ?= a red circle moving left on a white background
 
-.PHONY: help env demo test lint types test-slow format clean
+.PHONY: help env demo test lint types test-slow test-distributed format clean
 
 help:
 	@echo "make demo       a video from a text prompt, with the model in the package (PROMPT='...' for another)"
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-distributed  the whole table of ways to share the work among processes"
 	@echo "make lint       ruff; make format lets it correct"
 	@echo "make types      mypy"
 	@echo "make env        the environment in $(VENV)"
@@ -43,10 +44,13 @@ types: $(STAMP)
 test: $(STAMP)
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not distributed"
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow --timeout=3600
+
+test-distributed: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --timeout=1200 tests/distributed tests/worker
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

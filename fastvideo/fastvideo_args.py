@@ -10,13 +10,14 @@ from fastvideo.configs.pipelines.base import PRECISIONS, PipelineConfig
 from fastvideo.utils import require, require_known
 
 DEVICES = ("auto", "cuda", "cpu", "mps")
+DEGREES = ("tp_size", "sp_size", "ulysses_size", "ring_size", "cfg_size")
+"""Ways to share the work among devices."""
 
 _OFFLOAD = "is not available in this version; leave it False, or choose a smaller model or precision='bf16'"
+_WITHOUT_FSDP = "is available with several devices whose weights are sharded"
+_SHARDED_OFFLOAD = ("dit_cpu_offload", "text_encoder_cpu_offload")
 _REFUSED_WHEN_TRUE = {
-    "use_fsdp_inference": "needs several devices, which this version does not use; leave it False",
-    "dit_cpu_offload": _OFFLOAD,
     "dit_layerwise_offload": _OFFLOAD,
-    "text_encoder_cpu_offload": _OFFLOAD,
     "image_encoder_cpu_offload": _OFFLOAD,
     "vae_cpu_offload": _OFFLOAD,
     "pin_cpu_memory": "serves offloading, which is not available in this version; leave it False",
@@ -44,14 +45,26 @@ class FastVideoArgs(Assignable):
     torch_compile_kwargs: dict[str, Any] | None = None
     """Keywords of `torch.compile`."""
     num_gpus: int = 1
-    tp_size: int = 1
-    sp_size: int = 1
+    """Devices, each with a process of its own; on a CPU, processes. How they share the work is chosen for what of the
+    degrees below is None."""
+    tp_size: int | None = None
+    """Devices that hold a slice of each layer of the transformer and the text encoder."""
+    sp_size: int | None = None
+    """Devices that hold a part of the tokens: ulysses_size * ring_size."""
+    ulysses_size: int | None = None
+    """Those of them that exchange heads for tokens; must divide the heads."""
+    ring_size: int | None = None
+    """Those of them that pass keys and values around."""
+    cfg_size: int | None = None
+    """2 computes the conditional and the unconditional prediction of guidance at the same time."""
     distributed_executor_backend: str = "mp"
-    """mp or ray; with one device the generator runs in this process."""
+    """mp (processes of this machine) or ray; with one device the generator runs in this process."""
     dist_timeout: float | None = None
-    """Seconds, between devices."""
+    """Seconds without progress after which several devices are given up; None waits."""
     use_fsdp_inference: bool = False
+    """Shard the weights over the devices that would hold equal ones, and gather a block at a time."""
     dit_cpu_offload: bool = False
+    """With use_fsdp_inference: keep the transformer's shards in host memory."""
     dit_layerwise_offload: bool = False
     text_encoder_cpu_offload: bool = False
     image_encoder_cpu_offload: bool = False
@@ -85,8 +98,7 @@ class FastVideoArgs(Assignable):
         choices = ("auto", *PRECISIONS)
         require(self.precision in choices, "precision", self.precision, f"must be one of {', '.join(choices)}")
         require(self.device in DEVICES, "device", self.device, f"must be one of {', '.join(DEVICES)}")
-        for name in ("num_gpus", "tp_size", "sp_size"):
-            require_whole(name, getattr(self, name), 1)
+        require_whole("num_gpus", self.num_gpus, 1)
         for name, reason in _REFUSED_WHEN_TRUE.items():
             require_bool(name, getattr(self, name))
             require(not getattr(self, name), name, True, reason)
@@ -113,19 +125,44 @@ class FastVideoArgs(Assignable):
         config.check()
         return config
 
+    def offloads(self, component: str) -> bool:
+        """Whether the weights of `component`, a name in `model_index.json`, stay in host memory."""
+        if component.startswith("transformer"):
+            return self.dit_cpu_offload
+        return self.text_encoder_cpu_offload and component.startswith("text_encoder")
+
     def resolved_attention_backend(self) -> str:
         """The name asked for: the option, or FASTVIDEO_ATTENTION_BACKEND, or "auto"."""
         return self.attention_backend or envs.attention_backend() or "auto"
 
     def _check_parallel(self) -> None:
-        one = "this version runs on one device"
-        require(self.num_gpus == 1, "num_gpus", self.num_gpus, one, "use num_gpus=1, and one process for each device")
-        require(self.tp_size == 1, "tp_size", self.tp_size, one, "use tp_size=1")
-        require(self.sp_size == 1, "sp_size", self.sp_size, one, "use sp_size=1")
+        given = 1
+        for name in DEGREES:
+            value = getattr(self, name)
+            if value is not None:
+                require_whole(name, value, 1)
+                require(self.num_gpus % value == 0, name, value, f"must divide num_gpus={self.num_gpus}",
+                        f"set num_gpus={value} or a multiple")  # fmt: skip
+                given *= value if name in ("tp_size", "sp_size", "cfg_size") else 1
+        require(self.num_gpus % given == 0, "num_gpus", self.num_gpus,
+                f"must be a multiple of tp_size * sp_size * cfg_size = {given}")  # fmt: skip
+        require(self.cfg_size in (None, 1, 2), "cfg_size", self.cfg_size,
+                "must be 1 or 2: guidance has two predictions")  # fmt: skip
         executor = self.distributed_executor_backend
         require(executor in ("mp", "ray"), "distributed_executor_backend", executor, "must be 'mp' or 'ray'")
-        require(executor == "mp", "distributed_executor_backend", executor, one, "leave it 'mp'")
-        require(self.dist_timeout is None, "dist_timeout", self.dist_timeout, one, "leave it None")
+        if self.dist_timeout is not None:
+            require_number("dist_timeout", self.dist_timeout, 0)
+            require(self.dist_timeout > 0, "dist_timeout", self.dist_timeout, "must be more than 0 seconds")
+        for name in ("use_fsdp_inference", *_SHARDED_OFFLOAD):
+            require_bool(name, getattr(self, name))
+        if self.num_gpus == 1:
+            nothing = "does nothing on one device"
+            require(executor == "mp", "distributed_executor_backend", executor, nothing, "leave it 'mp'")
+            require(self.dist_timeout is None, "dist_timeout", self.dist_timeout, nothing, "leave it None")
+            require(not self.use_fsdp_inference, "use_fsdp_inference", True, nothing, "leave it False")
+        for name in _SHARDED_OFFLOAD:
+            require(self.use_fsdp_inference or not getattr(self, name), name, True, _WITHOUT_FSDP,
+                    "set use_fsdp_inference=True and num_gpus, or leave it False")  # fmt: skip
 
     def _check_compile(self) -> None:
         require_bool("enable_torch_compile", self.enable_torch_compile)

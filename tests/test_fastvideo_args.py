@@ -11,7 +11,8 @@ KEYWORDS_IN_USE = (
     "num_gpus tp_size sp_size revision distributed_executor_backend use_fsdp_inference dit_cpu_offload "
     "dit_layerwise_offload text_encoder_cpu_offload image_encoder_cpu_offload vae_cpu_offload pin_cpu_memory "
     "enable_torch_compile torch_compile_kwargs pipeline_config attention_backend VSA_sparsity lora_path lora_nickname "
-    "dist_timeout precision device"
+    "dist_timeout precision device "
+    "ulysses_size ring_size cfg_size"
 )
 
 
@@ -42,10 +43,13 @@ def test_an_unknown_keyword_names_the_nearest(keyword: str, nearest: str) -> Non
 
 
 REFUSED: list[tuple[str, Any, str]] = [
-    ("num_gpus", 2, "use num_gpus=1"),
     ("num_gpus", 0, "at least 1"),
-    ("tp_size", 2, "use tp_size=1"),
-    ("sp_size", 4, "use sp_size=1"),
+    ("num_gpus", 2.5, "whole number"),
+    ("tp_size", 2, "must divide num_gpus=1; set num_gpus=2 or a multiple"),
+    ("sp_size", 4, "must divide num_gpus=1; set num_gpus=4 or a multiple"),
+    ("ulysses_size", 3, "must divide num_gpus=1"),
+    ("ring_size", 0, "at least 1"),
+    ("cfg_size", 2, "must divide num_gpus=1"),
     ("distributed_executor_backend", "ray", "leave it 'mp'"),
     ("distributed_executor_backend", "threads", "must be 'mp' or 'ray'"),
     ("dist_timeout", 600, "leave it None"),
@@ -69,6 +73,29 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("pipeline_config", {"flow_shift": 3}, "must be a PipelineConfig"),
     ("pipeline_config", PipelineConfig(vae_tiling=True), "vae_tiling=True"),
 ]
+
+
+def test_several_devices() -> None:
+    args = FastVideoArgs.from_kwargs("shapes-t2v", num_gpus=8, tp_size=2, sp_size=2, dist_timeout=600)
+    assert (args.num_gpus, args.tp_size, args.sp_size, args.cfg_size) == (8, 2, 2, None)
+    FastVideoArgs.from_kwargs("shapes-t2v", num_gpus=2, distributed_executor_backend="ray")
+    FastVideoArgs.from_kwargs("shapes-t2v", num_gpus=2, use_fsdp_inference=True, dit_cpu_offload=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_gpus": 4, "tp_size": 3}, "tp_size=3: must divide num_gpus=4"),
+        ({"num_gpus": 4, "tp_size": 2, "sp_size": 4}, "num_gpus=4: must be a multiple of tp_size * sp_size * cfg_size = 8"),
+        ({"num_gpus": 4, "cfg_size": 4}, "cfg_size=4: must be 1 or 2: guidance has two predictions"),
+        ({"num_gpus": 2, "dist_timeout": 0}, "dist_timeout=0: must be more than 0 seconds"),
+        ({"num_gpus": 2, "dit_cpu_offload": True}, "dit_cpu_offload=True: is available with several devices whose"),
+    ],
+)  # fmt: skip
+def test_what_several_devices_cannot_do(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        FastVideoArgs.from_kwargs("shapes-t2v", **options)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(("name", "value", "message"), REFUSED)

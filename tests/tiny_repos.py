@@ -88,6 +88,7 @@ def make_wan_repo(
     dtype: torch.dtype = torch.float32,
     transformer: dict[str, Any] | None = None,
     vae: dict[str, Any] | None = None,
+    text_encoder: dict[str, Any] | None = None,
 ) -> Path:
     """A Diffusers repo of a Wan 2.1 text-to-video pipeline in folder `path`.
 
@@ -101,6 +102,7 @@ def make_wan_repo(
         dtype: of the stored weights.
         transformer: config fields of the transformer that differ from `make_transformer`'s.
         vae: config fields of the VAE that differ from `make_vae`'s.
+        text_encoder: config fields of the text encoder that differ from `make_text_encoder`'s.
 
     Returns:
         `path`.
@@ -110,7 +112,7 @@ def make_wan_repo(
     tokenizer = make_tokenizer()
     pipeline = WanPipeline(
         tokenizer=tokenizer,
-        text_encoder=make_text_encoder(len(tokenizer), encoder, seed=3 * seed),
+        text_encoder=make_text_encoder(len(tokenizer), encoder, seed=3 * seed, **(text_encoder or {})),
         transformer=make_transformer(seed=3 * seed + 1, **(transformer or {})),
         vae=make_vae(seed=3 * seed + 2, **(vae or {})),
         scheduler=make_scheduler(scheduler, flow_shift),

@@ -1,8 +1,39 @@
-"""Sinusoidal timestep embedding and rotary position tables."""
+"""Embedding tables, sinusoidal timestep embedding and rotary position tables."""
 
 import math
 
 import torch
+from torch import nn
+
+from fastvideo.distributed.groups import Group
+from fastvideo.layers.tensor_parallel import TensorParallel
+
+
+class VocabParallelEmbedding(nn.Embedding, TensorParallel):
+    """An embedding whose rows are spread over ranks, evenly or not; each rank gets the whole result."""
+
+    def shard(self, group: Group) -> None:
+        self.slice_parameter("weight", 0, group, even=False)
+        self.num_embeddings = self.weight.shape[0]
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        if self.group.size == 1:
+            return super().forward(ids)
+        first, stop = self.shards["weight"].bounds(self.shards["weight"].full)
+        mine = (ids >= first) & (ids < stop)
+        if stop == first:
+            rows = self.weight.new_zeros(*ids.shape, self.embedding_dim)
+        else:
+            rows = super().forward((ids - first).clamp(0, stop - first - 1)) * mine.unsqueeze(-1)
+        return self.group.all_reduce(rows)
+
+
+class ColumnEmbedding(nn.Embedding, TensorParallel):
+    """An embedding that gives each rank a slice of the columns."""
+
+    def shard(self, group: Group) -> None:
+        self.slice_parameter("weight", 1, group)
+        self.embedding_dim = self.weight.shape[1]
 
 
 def timestep_embedding(timesteps: torch.Tensor, dim: int) -> torch.Tensor:

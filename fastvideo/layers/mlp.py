@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastvideo.layers.linear import ColumnLinear, RowLinear
+
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
@@ -18,9 +20,9 @@ class MLP(nn.Module):
 
     def __init__(self, in_features: int, hidden_features: int, out_features: int, act: str = "gelu_tanh") -> None:
         super().__init__()
-        self.fc_in = nn.Linear(in_features, hidden_features)
+        self.fc_in = ColumnLinear(in_features, hidden_features)
         self.act = ACTIVATIONS[act]
-        self.fc_out = nn.Linear(hidden_features, out_features)
+        self.fc_out = RowLinear(hidden_features, out_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc_out(self.act(self.fc_in(x)))

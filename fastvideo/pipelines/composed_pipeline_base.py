@@ -10,6 +10,7 @@ from torch import nn
 
 from fastvideo.attention.layer import DistributedAttention
 from fastvideo.configs.pipelines.base import PipelineConfig
+from fastvideo.distributed.groups import ONE_RANK, Groups
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
 from fastvideo.models.loader.component_loader import load_components
@@ -29,8 +30,14 @@ class ComposedPipelineBase(ABC):
     _config_options: ClassVar[tuple[str, ...]] = ()
     """What else in `model_index.json` the pipeline heeds; a repo that asks for more is refused."""
 
-    def __init__(self, components: Mapping[str, object], args: FastVideoArgs, pipeline_config: PipelineConfig) -> None:
-        """Put the stages together around loaded `components`.
+    def __init__(
+        self,
+        components: Mapping[str, object],
+        args: FastVideoArgs,
+        pipeline_config: PipelineConfig,
+        groups: Groups = ONE_RANK,
+    ) -> None:
+        """Put the stages together around loaded `components`, which are spread over `groups`.
 
         Raises:
             ValueError: the stages do not connect.
@@ -41,21 +48,31 @@ class ComposedPipelineBase(ABC):
         self.pipeline_config = pipeline_config
         self.stages = self.create_stages()
         check_connected(self.stages)
+        for stage in self.stages:
+            stage.groups = groups
 
     @classmethod
     def from_repo(
-        cls: "type[Pipeline]", repo: Repo, args: FastVideoArgs, pipeline_config: PipelineConfig
+        cls: "type[Pipeline]",
+        repo: Repo,
+        args: FastVideoArgs,
+        pipeline_config: PipelineConfig,
+        groups: Groups = ONE_RANK,
+        progress: bool = True,
     ) -> "Pipeline":
-        """The pipeline with the weights of `repo`.
+        """The pipeline with the weights of `repo`, or on several ranks this rank's part of it.
+
+        `progress` shows a bar of the bytes read, if standard error is a terminal.
 
         Raises:
             ValueError: a component is missing from the repo's index, or its class is not registered, or a weight is
                 missing, unexpected or misshapen. No weight has been read then.
         """
         components = load_components(
-            repo, cls._required_config_modules, args, pipeline_config, options=cls._config_options
-        )
-        return cls(components, args, pipeline_config)
+            repo, cls._required_config_modules, args, pipeline_config, options=cls._config_options,
+            groups=groups, progress=progress,
+        )  # fmt: skip
+        return cls(components, args, pipeline_config, groups)
 
     @abstractmethod
     def create_stages(self) -> tuple[PipelineStage, ...]:

@@ -59,7 +59,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("flow_shift", float("nan"), "must be a finite number"),
     ("vae_tiling", True, "is not available in this version; leave it False"),
     ("vae_tiling", "no", "must be True or False"),
-    ("vae_sp", True, "is not available in this version; leave it False"),
+    ("vae_sp", "yes", "must be True or False"),
     ("text_len", 0, "must be a whole number, at least 1"),
 ]
 

@@ -85,7 +85,7 @@ class TestUsage:
             (("--steps", "0"), "num_inference_steps=0: must be a whole number, at least 1"),
             (("--seed", "-1"), "seed=-1: must be a whole number, at least 0"),
             (("--model", "Wan-AI/Wan2.1-T2V-1.3B-Difusers"), "did you mean 'Wan-AI/Wan2.1-T2V-1.3B-Diffusers'?"),
-            (("--generator.num_gpus", "2"), "num_gpus=2: this version runs on one device; use num_gpus=1"),
+            (("--generator.tp_size", "2"), "tp_size=2: must divide num_gpus=1; set num_gpus=2 or a multiple"),
             (("--generator.precision", "fp3"), "precision='fp3': must be one of auto, fp32, bf16, fp16"),
             (("--generator.pipeline_config.vae_tiling", "true"), "vae_tiling=True: is not available in this version"),
             (("-o", "clip.avi"), "clip.avi: .avi cannot be written; use one of .mp4, .gif, .webp"),

@@ -234,7 +234,7 @@ class TestBadRequests:
         ("fields", "message"),
         [
             ({"num_gpu": 1}, "'num_gpu': unknown keyword .*'num_gpus'"),
-            ({"num_gpus": 2}, "num_gpus=2"),
+            ({"tp_size": 2}, "tp_size=2"),
             ({"lora_path": "x"}, "lora_path='x'"),
             ({"attention_backend": "FLASH_ATTN"}, "FLASH_ATTN.*TORCH_SDPA"),
             ({"precision": "fp8"}, "precision='fp8'"),

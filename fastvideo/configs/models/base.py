@@ -1,6 +1,7 @@
 """What every arch config shares: strict construction from a repo's JSON, and the weight-name map."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -108,6 +109,25 @@ def stacked(sources: Iterable[str], target: str) -> tuple[Rename, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TransformerShape:
+    """The sizes of a diffusion transformer that say what it costs to run, alone or over several devices."""
+
+    layers: int
+    heads: int
+    """Of the full-sequence attention."""
+    hidden: int
+    """Width of a token."""
+    channels: int
+    """Of the predicted latents."""
+    patch_size: tuple[int, int, int]
+    """Latents in time, height and width that make a token."""
+
+    def tokens(self, grid: tuple[int, int, int]) -> int:
+        """Of latents of `grid` frames, height and width."""
+        return math.prod(-(-extent // patch) for extent, patch in zip(grid, self.patch_size, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArchConfig:
     """Base of the arch configs: what a component's `config.json` says about its architecture, and no more."""
 
@@ -156,6 +176,25 @@ class ArchConfig:
     def head_dim(self) -> int | None:
         """Size of an attention head; None when the model has none of the attention layers that take a backend."""
         return None
+
+    @property
+    def transformer_shape(self) -> TransformerShape | None:
+        """The sizes of a diffusion transformer; None for what is none."""
+        return None
+
+    @property
+    def latent_scale(self) -> tuple[int, int] | None:
+        """Frames and pixels a side that a latent stands for, of a VAE; None for what is none."""
+        return None
+
+    @property
+    def tensor_parallel_widths(self) -> Mapping[str, int]:
+        """What the tensor-parallel degree must divide, by name; empty when the model is whole on every rank."""
+        return {}
+
+    def in_fp32(self, parameter: str) -> bool:
+        """Whether the parameter of that name stays in fp32."""
+        return any(part in parameter for part in self.keep_fp32)
 
     @property
     def param_names_mapping(self) -> ParamNamesMapping:

@@ -27,8 +27,8 @@ class PipelineConfig(Assignable):
     """Shift of the noise schedule towards noise; None is what the repo's own scheduler says."""
     vae_tiling: bool = False
     """Decode in tiles. Not available yet."""
-    vae_sp: bool = False
-    """Decode on several devices. Not available yet."""
+    vae_sp: bool | None = None
+    """Decode on all devices; None is yes when there are several."""
     text_len: int = 512
     """Tokens of text that the diffusion transformer sees, padding included."""
 
@@ -90,8 +90,8 @@ class PipelineConfig(Assignable):
             require_number("flow_shift", self.flow_shift, 0)
             require(self.flow_shift > 0, "flow_shift", self.flow_shift, "must be more than 0")
         require_whole("text_len", self.text_len, 1)
-        for name in ("vae_tiling", "vae_sp"):
-            require_bool(name, getattr(self, name))
+        require_bool("vae_tiling", self.vae_tiling)
+        if self.vae_sp is not None:
+            require_bool("vae_sp", self.vae_sp)
         require(not self.vae_tiling, "vae_tiling", True, "is not available in this version",
                 "leave it False: decoding streams over time, so memory does not grow with the clip")  # fmt: skip
-        require(not self.vae_sp, "vae_sp", True, "is not available in this version", "leave it False")

@@ -36,6 +36,7 @@ COMMANDS = {
     "replay": Command("fastvideo.entrypoints.cli.replay:run", "make the clip of a file again, from what the file says"),
     "models": Command("fastvideo.entrypoints.cli.report:models", "list the models that are registered"),
     "inspect": Command("fastvideo.entrypoints.cli.report:inspect", "show how a model repo maps to components"),
+    "plan": Command("fastvideo.entrypoints.cli.plan:run", "show how a model would share its work among devices"),
     "verify": Command("fastvideo.entrypoints.cli.report:verify", "compare a model's output with the reference's"),
 }
 
@@ -127,7 +128,10 @@ def build_parser() -> Parser:
     """The parser of the whole command line."""
     parser = Parser(prog="fastvideo", version=__version__, description="Text to video.")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
-    builders = {"generate": generate_flags, "replay": replay_flags, "inspect": model_flags, "verify": model_flags}
+    builders = {
+        "generate": generate_flags, "replay": replay_flags, "inspect": model_flags, "verify": model_flags,
+        "plan": plan_flags,
+    }  # fmt: skip
     for name, command in COMMANDS.items():
         sub = Parser(description=f"{command.help[0].upper()}{command.help[1:]}.", print_config=None)
         if name in builders:
@@ -189,6 +193,24 @@ def replay_flags(parser: Parser) -> None:
 def model_flags(parser: Parser) -> None:
     """The flags of the commands about one model."""
     parser.add_argument("model", type=str, help="a Hub id, a local folder, or a shipped model")
+
+
+def plan_flags(parser: Parser) -> None:
+    """The flags of `fastvideo plan`."""
+    model_flags(parser)
+    parser.add_argument("--num-gpus", type=int, default=2, metavar="N", help="devices (default: 2)")
+    parser.add_argument("--memory", type=float | None, metavar="GB",
+                        help="of each device (default: of the one that is here)")  # fmt: skip
+    parser.add_argument("--precision", type=str, default="auto", help="of the weights: auto, fp32, bf16 or fp16")
+    for name, text in (
+        ("--tp-size", "devices that hold a slice of each layer"),
+        ("--sp-size", "devices that hold a part of the tokens"),
+        ("--ulysses-size", "those of them that exchange heads for tokens"),
+        ("--ring-size", "those of them that pass keys and values around"),
+        ("--cfg-size", "2: guidance's two predictions at the same time"),
+    ):
+        parser.add_argument(name, type=int | None, metavar="N", help=text)
+    parser.add_argument("--fsdp", action="store_true", help="shard the weights over devices that would hold equal ones")
 
 
 def parse(argv: list[str]) -> tuple[str, Namespace]:

@@ -23,6 +23,7 @@ class TextEmbeddings:
 class TextEncoder(nn.Module, ABC):
     """A text encoder that owns its tokenizer, template and padding."""
 
+    blocks: nn.ModuleList
     tokenizer: Any
     """Set by the loader."""
     text_len: int

@@ -18,6 +18,8 @@ from torch import nn
 
 from fastvideo.attention.layer import LocalAttention
 from fastvideo.configs.models.encoders.t5 import T5ArchConfig
+from fastvideo.layers.embedding import ColumnEmbedding, VocabParallelEmbedding
+from fastvideo.layers.linear import ColumnLinear, RowLinear
 from fastvideo.logger import init_logger
 from fastvideo.models.encoders.base import TextEmbeddings, TextEncoder
 
@@ -42,15 +44,23 @@ class T5Attention(nn.Module):
 
     def __init__(self, arch: T5ArchConfig, has_bias: bool) -> None:
         super().__init__()
-        self.num_heads = arch.num_heads
+        self.head_dim = arch.d_kv
         inner = arch.num_heads * arch.d_kv
-        self.qkv = nn.Linear(arch.d_model, 3 * inner, bias=False)
-        self.out = nn.Linear(inner, arch.d_model, bias=False)
-        self.position_bias = nn.Embedding(arch.relative_attention_num_buckets, arch.num_heads) if has_bias else None
+        self.qkv = ColumnLinear(arch.d_model, inner, bias=False, pieces=3)
+        self.out = RowLinear(inner, arch.d_model, bias=False)
+        self.position_bias = None
+        if has_bias:
+            self.position_bias = ColumnEmbedding(arch.relative_attention_num_buckets, arch.num_heads)
         self.attention = LocalAttention(scale=1.0)
 
+    def bias(self, inherited: torch.Tensor, buckets: torch.Tensor, hidden_keys: torch.Tensor) -> torch.Tensor:
+        """This layer's bias on the logits, [B, heads, S, S], or the one `inherited` from the layer before."""
+        if self.position_bias is None:
+            return inherited
+        return self.position_bias(buckets).permute(2, 0, 1).unsqueeze(0) + hidden_keys
+
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).unbind(2)
         return self.out(self.attention(q, k, v, bias).flatten(2))
 
 
@@ -60,8 +70,8 @@ class T5FeedForward(nn.Module):
     def __init__(self, arch: T5ArchConfig) -> None:
         super().__init__()
         self.gated = arch.feed_forward_proj == "gated-gelu"
-        self.fc_in = nn.Linear(arch.d_model, arch.d_ff * (2 if self.gated else 1), bias=False)
-        self.fc_out = nn.Linear(arch.d_ff, arch.d_model, bias=False)
+        self.fc_in = ColumnLinear(arch.d_model, arch.d_ff, bias=False, pieces=2 if self.gated else 1)
+        self.fc_out = RowLinear(arch.d_ff, arch.d_model, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.gated:
@@ -80,9 +90,13 @@ class T5Block(nn.Module):
         self.ffn_norm = T5Norm(arch.d_model, eps=arch.layer_norm_epsilon)
         self.ffn = T5FeedForward(arch)
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, bias: torch.Tensor, buckets: torch.Tensor, hidden_keys: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The states and the bias for the next layer."""
+        bias = self.attn.bias(bias, buckets, hidden_keys)
         x = x + self.attn(self.attn_norm(x), bias)
-        return x + self.ffn(self.ffn_norm(x))
+        return x + self.ffn(self.ffn_norm(x)), bias
 
 
 def relative_position_bucket(relative: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:
@@ -106,7 +120,7 @@ class T5EncoderModel(TextEncoder):
     def __init__(self, arch: T5ArchConfig) -> None:
         super().__init__()
         self.arch = arch
-        self.embedding = nn.Embedding(arch.vocab_size, arch.d_model)
+        self.embedding = VocabParallelEmbedding(arch.vocab_size, arch.d_model)
         self.blocks = nn.ModuleList(
             T5Block(arch, has_bias=layer == 0 or not arch.shared_position_bias) for layer in range(arch.num_layers)
         )
@@ -134,10 +148,7 @@ class T5EncoderModel(TextEncoder):
         hidden_keys = hidden_keys.masked_fill(~mask, torch.finfo(x.dtype).min)[:, None, None]
         bias = hidden_keys
         for block in self.blocks:
-            assert isinstance(block, T5Block)
-            if block.attn.position_bias is not None:
-                bias = block.attn.position_bias(buckets).permute(2, 0, 1).unsqueeze(0) + hidden_keys
-            x = block(x, bias)
+            x, bias = block(x, bias, buckets, hidden_keys)
         return self.norm(x)
 
     def _buckets(self, length: int, device: torch.device) -> torch.Tensor:

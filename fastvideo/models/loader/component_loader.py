@@ -12,11 +12,13 @@ from fastvideo.attention.selector import set_attention_backend
 from fastvideo.configs.models.base import ArchConfig, ParamNamesMapping
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.registry import find_component
+from fastvideo.distributed.groups import ONE_RANK, Groups
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
 from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.encoders.base import TextEncoder
 from fastvideo.models.loader.repo import ComponentSource, Repo
+from fastvideo.models.loader.spread import spread_sequence, spread_weights
 from fastvideo.models.loader.weights import load_into, plan_loading
 from fastvideo.models.schedulers import Scheduler, build_scheduler, check_scheduler
 from fastvideo.platforms import Platform, current_platform
@@ -84,6 +86,8 @@ def load_component(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     report: Callable[[int], object] | None = None,
+    groups: Groups = ONE_RANK,
+    offload: bool = False,
 ) -> nn.Module:
     """The model of `source` with its weights, for inference.
 
@@ -92,6 +96,8 @@ def load_component(
         dtype: of the weights, apart from those that the arch config keeps in fp32.
         device: where they go.
         report: is told the bytes read, after each tensor.
+        groups: this rank's, which the model is spread over.
+        offload: keep weights that are sharded over ranks in host memory.
 
     Raises:
         ValueError: as in `blueprint`, or a weight file is truncated.
@@ -99,6 +105,7 @@ def load_component(
     if isinstance(source, ComponentSource):
         source.files.fetch(source.weight_names())
         source = blueprint(source)
+    spread_weights(source.model, source.arch, groups, dtype=dtype, device=torch.device(device), offload=offload)
     load_into(
         source.model,
         source.source.weight_files,
@@ -111,6 +118,7 @@ def load_component(
     )
     model = source.model.eval().requires_grad_(False)
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())), "left without memory"
+    spread_sequence(model, groups)
     return model
 
 
@@ -189,6 +197,7 @@ def load_components(
     *,
     progress: bool = True,
     options: Collection[str] = (),
+    groups: Groups = ONE_RANK,
 ) -> dict[str, object]:
     """The components in `required`: models with weights on their device, tokenizers, schedulers.
 
@@ -201,6 +210,7 @@ def load_components(
         pipeline_config: precisions, text length, flow shift.
         progress: show a bar of the bytes read, if standard error is a terminal.
         options: what else in `model_index.json` the pipeline heeds.
+        groups: this rank's, which the models are spread over.
 
     Raises:
         ValueError: as in `check_components` and `blueprint`, or the device does not compute in a precision.
@@ -217,7 +227,8 @@ def load_components(
     for source in models:
         source.files.fetch(source.weight_names())
     blueprints = [blueprint(source) for source in models]
-    _warn_if_short_of_memory(blueprints, dtypes, platform)
+    if groups.layout.world == 1:
+        _warn_if_short_of_memory(blueprints, dtypes, platform)
     with tqdm(
         total=sum(plan.nbytes for plan in blueprints), unit="B", unit_scale=True, desc="Loading", leave=False,
         disable=None if progress else True,
@@ -225,8 +236,11 @@ def load_components(
         for plan in blueprints:
             name = plan.source.name
             bar.set_postfix_str(name, refresh=False)
-            model = load_component(plan, dtype=dtypes[name], device=platform.device, report=bar.update)
-            _prepare(model, plan.arch, dtypes[name], args, platform)
+            model = load_component(
+                plan, dtype=dtypes[name], device=platform.device, report=bar.update, groups=groups,
+                offload=args.offloads(name),
+            )  # fmt: skip
+            _prepare(model, plan.arch, dtypes[name], args, platform, groups)
             if isinstance(model, TextEncoder):
                 _give_tokenizer(model, name, loaded, pipeline_config)
             loaded[name] = model
@@ -239,11 +253,14 @@ def _without_weights(source: ComponentSource, pipeline_config: PipelineConfig) -
     return build_scheduler(source.class_name, source.config, pipeline_config.flow_shift)
 
 
-def _prepare(model: nn.Module, arch: ArchConfig, dtype: torch.dtype, args: FastVideoArgs, platform: Platform) -> None:
+def _prepare(
+    model: nn.Module, arch: ArchConfig, dtype: torch.dtype, args: FastVideoArgs, platform: Platform, groups: Groups
+) -> None:
     """Attention backends, and compilation of a diffusion transformer."""
     if arch.head_dim is not None:
         wanted = args.resolved_attention_backend() if isinstance(model, BaseDiT) else "auto"
-        set_attention_backend(model, wanted, device=platform.device, dtype=dtype, head_dim=arch.head_dim)
+        ring = groups.ring.size > 1
+        set_attention_backend(model, wanted, device=platform.device, dtype=dtype, head_dim=arch.head_dim, ring=ring)
     if isinstance(model, BaseDiT) and args.enable_torch_compile:
         for block in model.blocks:
             block.compile(**(args.torch_compile_kwargs or {}))

@@ -10,6 +10,9 @@ from torch import nn
 
 from fastvideo import envs
 from fastvideo.configs.models.base import ParamNamesMapping, Target
+from fastvideo.distributed.placement import local_rows
+from fastvideo.distributed.tensor import TensorShard
+from fastvideo.layers.tensor_parallel import TensorParallel
 from fastvideo.logger import init_logger
 from fastvideo.models.loader.checkpoint import TensorInfo, merge_headers, read_header, stream_tensors
 from fastvideo.models.loader.repo import Repo, weight_sources
@@ -48,7 +51,7 @@ def plan_loading(
         if target.name not in state:
             unexpected.append(f"{name!r} in {info.file}")
             continue
-        _check_tensor(info, target, state[target.name], what)
+        _check_tensor(info, target, state[target.name], _shard_of(model, target.name), what)
         pieces = filled.setdefault(target.name, {})
         for other in pieces.values():
             if target.part in pieces or targets[other].parts != target.parts:
@@ -76,7 +79,8 @@ def load_into(
     report: Callable[[int], object] | None = None,
     what: str = "",
 ) -> None:
-    """Load the weights in `files` into `model`, one tensor at a time.
+    """Load the weights in `files` into `model`, one tensor at a time; of a parameter that is spread over ranks, only
+    this rank's part is read.
 
     At most the model's parameters, one tensor and some mapped pages of its file are in memory at once.
 
@@ -87,7 +91,7 @@ def load_into(
         dtype: of the parameters; None is fp32.
         keep_fp32: parameters whose names contain one of these are fp32 whatever `dtype`.
         device: where the parameters go.
-        report: is told the bytes read, after each tensor.
+        report: is told the bytes of each tensor when it is done, whether all of it belongs here or not.
         what: what the checkpoint is, for messages.
 
     Raises:
@@ -101,10 +105,8 @@ def load_into(
         target = targets[name]
         wanted = torch.float32 if any(part in target.name for part in keep_fp32) else dtype or torch.float32
         with torch.no_grad():
-            piece = _allocated(model, target.name, wanted, torch.device(device))
-            if target.parts > 1:
-                piece = piece.chunk(target.parts)[target.part]
-            piece.copy_(tensor)
+            parameter = _allocated(model, target.name, wanted, torch.device(device))
+            _fill(parameter, tensor, target, _shard_of(model, target.name))
         if report is not None:
             report(tensor.nbytes)
 
@@ -138,8 +140,12 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(model.state_dict(keep_vars=True))
 
 
-def _check_tensor(info: TensorInfo, target: Target, parameter: torch.Tensor, what: str) -> None:
+def _check_tensor(
+    info: TensorInfo, target: Target, parameter: torch.Tensor, shard: TensorShard | None, what: str
+) -> None:
     expected = list(parameter.shape)
+    if shard is not None:
+        expected[shard.dim] = shard.full
     if target.parts > 1:
         expected[0] //= target.parts
     if list(info.shape) != expected:
@@ -152,6 +158,29 @@ def _check_tensor(info: TensorInfo, target: Target, parameter: torch.Tensor, wha
             f"{what}: weight {info.name!r} in {info.file} is {info.dtype}, must be a floating-point type; "
             "quantized weights cannot be loaded"
         )
+
+
+def _shard_of(model: nn.Module, name: str) -> TensorShard | None:
+    """Which slice of parameter `name` this rank holds; None for all of it."""
+    owner_name, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    return owner.shards.get(leaf) if isinstance(owner, TensorParallel) else None
+
+
+def _fill(parameter: torch.Tensor, tensor: torch.Tensor, target: Target, shard: TensorShard | None) -> None:
+    """Copy what of `tensor` belongs in this rank's part of `parameter`; the rest is not touched, so not read."""
+    if shard is not None:
+        start, stop = shard.bounds(tensor.shape[shard.dim])
+        tensor = tensor.narrow(shard.dim, start, stop - start)
+    memory, first, last = local_rows(parameter)
+    if parameter.ndim == 0:
+        memory.copy_(tensor)
+        return
+    # the piece is rows begin and on of the parameter, of which rows first to last are here
+    begin = target.part * (parameter.shape[0] // target.parts)
+    low, high = max(first, begin), min(last, begin + tensor.shape[0])
+    if low < high:
+        memory[low - first : high - first].copy_(tensor[low - begin : high - begin])
 
 
 def _allocated(model: nn.Module, name: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

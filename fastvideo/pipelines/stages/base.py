@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+from fastvideo.distributed.groups import ONE_RANK, Groups
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.pipelines.pipeline_batch_info import REQUEST_FIELDS, ForwardBatch
 from fastvideo.utils import nearest
@@ -21,6 +22,8 @@ class PipelineStage(ABC):
     """Fields of the batch that earlier stages must have written. The request is always there."""
     writes: ClassVar[tuple[str, ...]] = ()
     """Fields of the batch that this stage sets."""
+    groups: Groups = ONE_RANK
+    """The ranks that run the stage together; set by the pipeline."""
 
     @abstractmethod
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:

@@ -82,13 +82,30 @@ class DenoisingStage(PipelineStage):
         for step, t in batch.control.steps(self.name, enumerate(timesteps, start=1), total):
             model = self.pick(t)
             timestep = t.expand(latents.shape[0])
-            prediction = model(latents, timestep, **text)
-            if negative is not None:
-                prediction = self.guide(batch.sampling, t)(prediction, model(latents, timestep, **negative))
+            if negative is None:
+                prediction = model(latents, timestep, **text)
+            else:
+                prediction = self.guide(batch.sampling, t)(*self.both(model, latents, timestep, text, negative))
             latents = self.scheduler.step(prediction, t, latents)
             check_finite(latents, step, total)
         batch.latents = latents
         return batch
+
+    def both(
+        self,
+        model: BaseDiT[Any],
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        text: dict[str, Any],
+        negative: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The conditional and the unconditional prediction: one after the other, or on two groups of ranks at once."""
+        cfg = self.groups.cfg
+        if cfg.size == 1:
+            return model(latents, timestep, **text), model(latents, timestep, **negative)
+        mine = model(latents, timestep, **(text if cfg.rank == 0 else negative))
+        conditional, unconditional = cfg.all_gather(mine.unsqueeze(0)).unbind()
+        return conditional, unconditional
 
 
 def check_finite(latents: torch.Tensor, step: int, total: int) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fastvideo.configs.models.base import ArchConfig, ParamNamesMapping, Rename, stacked
+from fastvideo.configs.models.base import ArchConfig, ParamNamesMapping, Rename, TransformerShape, stacked
 
 
 def _attention(theirs: str, ours: str, q: str, k: str, v: str, out: str, fused: bool) -> tuple[Rename, ...]:
@@ -90,6 +90,20 @@ class WanVideoArchConfig(ArchConfig):
     @property
     def head_dim(self) -> int:
         return self.attention_head_dim
+
+    @property
+    def transformer_shape(self) -> TransformerShape:
+        return TransformerShape(
+            layers=self.num_layers,
+            heads=self.num_attention_heads,
+            hidden=self.hidden_size,
+            channels=self.out_channels,
+            patch_size=self.patch_size,
+        )
+
+    @property
+    def tensor_parallel_widths(self) -> Mapping[str, int]:
+        return {"num_attention_heads": self.num_attention_heads, "ffn_dim": self.ffn_dim}
 
     @property
     def hidden_size(self) -> int:

@@ -77,6 +77,10 @@ class T5ArchConfig(ArchConfig):
         return self.d_kv
 
     @property
+    def tensor_parallel_widths(self) -> Mapping[str, int]:
+        return {"num_heads": self.num_heads, "d_ff": self.d_ff}
+
+    @property
     def gated(self) -> bool:
         """Whether the feed-forward multiplies a linear branch with an activated one."""
         return self.feed_forward_proj.startswith("gated-")

@@ -113,6 +113,10 @@ class WanVAEArchConfig(ArchConfig):
             )
 
     @property
+    def latent_scale(self) -> tuple[int, int]:
+        return self.scale_factor_temporal, self.scale_factor_spatial
+
+    @property
     def official_param_names_mapping(self) -> ParamNamesMapping | None:
         return official_names(len(self.dim_mult), self.num_res_blocks)
 
