@@ -3,6 +3,7 @@
     python benchmarks/load_memory.py                     a random repo of 1.2 GB in a temporary folder
     python benchmarks/load_memory.py --model FOLDER      a repo of yours
     python benchmarks/load_memory.py --precision bf16    cast while loading
+    python benchmarks/load_memory.py --tp 2              on two processes, each with a slice of the layers; also --fsdp
 
 Loading runs in a process of its own, whose memory is measured from just before the first weight is read (all modules
 imported, model built on the meta device) to the end. The peak is the most of anonymous and mapped pages together that
@@ -17,6 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from fastvideo.distributed.groups import Groups
+from fastvideo.distributed.layout import Layout
+
 MB = 1e6
 
 
@@ -28,8 +34,10 @@ def memory(field: str) -> int:
     raise ValueError(f"/proc/self/status has no {field}")
 
 
-def measure(model: str, precision: str) -> dict[str, float]:
-    """Load every weight of `model` in this process; bytes and seconds."""
+def measure(model: str, precision: str, groups: Groups | None = None) -> dict[str, float]:
+    """Load every weight of `model` in this process, or this rank's part of them; bytes and seconds."""
+    from fastvideo.distributed.groups import ONE_RANK
+    from fastvideo.distributed.placement import local_rows
     from fastvideo.models.loader.component_loader import blueprint, load_component
     from fastvideo.models.loader.repo import resolve_repo, weight_sources
     from fastvideo.platforms import DTYPES
@@ -40,9 +48,9 @@ def measure(model: str, precision: str) -> dict[str, float]:
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
     started = time.perf_counter()
-    models = [load_component(plan, dtype=DTYPES[precision]) for plan in plans]
+    models = [load_component(plan, dtype=DTYPES[precision], groups=groups or ONE_RANK) for plan in plans]
     seconds = time.perf_counter() - started
-    weights = sum(x.nbytes for model in models for x in model.state_dict().values())
+    weights = sum(local_rows(x)[0].nbytes for model in models for x in model.state_dict(keep_vars=True).values())
     peak = memory("VmHWM") - before
     return {
         "stored": stored, "weights": weights, "largest": largest, "peak": peak, "seconds": seconds,
@@ -52,11 +60,42 @@ def measure(model: str, precision: str) -> dict[str, float]:
 
 def make_repo(path: Path) -> Path:
     """A random repo whose transformer has 0.3 billion parameters, in several files."""
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     from tests.tiny_repos import make_wan_repo
 
     sizes = {"num_attention_heads": 12, "attention_head_dim": 128, "num_layers": 6, "ffn_dim": 8960}
-    return make_wan_repo(path, max_shard_size="300MB", transformer=sizes)
+    return make_wan_repo(path, max_shard_size="300MB", transformer=sizes, text_encoder={"num_heads": 4})
+
+
+def on_rank(model: str, precision: str, layout: Layout) -> dict[str, float]:
+    """`measure` on this rank of `layout`."""
+    from fastvideo.distributed.groups import build_groups
+
+    if layout.fsdp:
+        import torch.distributed.fsdp  # noqa: F401 - its modules are no weights
+    return measure(model, precision, build_groups(layout, "cpu"))
+
+
+def measure_ranks(model: str, precision: str, layout: Layout) -> list[dict[str, float]]:
+    """`measure` on every rank of `layout`, each a process."""
+    from tests.distributed.processes import Processes
+
+    processes = Processes(layout.world)
+    try:
+        return processes.run(on_rank, model, precision, layout)
+    finally:
+        processes.close()
+
+
+def show_ranks(found: list[dict[str, float]], layout: Layout) -> None:
+    """A line for each rank."""
+    print(
+        f"{layout}: weights in their files {found[0]['stored'] / MB:.1f} MB, largest {found[0]['largest'] / MB:.1f} MB"
+    )
+    for rank, one in enumerate(found):
+        numbers = ", ".join(f"{name} {one[key] / MB:.1f} MB" for name, key in (
+            ("its weights", "weights"), ("peak", "peak"), ("over its weights", "over"),
+        ))  # fmt: skip
+        print(f"rank {rank}: {numbers}, {one['seconds']:.2f} s")
 
 
 def main() -> None:
@@ -64,6 +103,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a local repo; a random one when not given")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--tp", type=int, default=1, metavar="N", help="on N processes with a slice of each layer")
+    parser.add_argument("--fsdp", type=int, default=1, metavar="N", help="on N processes with a shard of the weights")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -71,6 +112,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or str(make_repo(Path(folder) / "repo"))
+        if options.tp * options.fsdp > 1:
+            layout = Layout(tp=options.tp, ring=options.fsdp, fsdp=options.fsdp > 1)
+            show_ranks(measure_ranks(model, options.precision, layout), layout)
+            return
         command = [sys.executable, __file__, "--child", "--model", model, "--precision", options.precision]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     print(f"weights in their files     {found['stored'] / MB:9.1f} MB")

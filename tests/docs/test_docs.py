@@ -164,7 +164,7 @@ def test_other_commands_are_there(page: str) -> None:
         elif words[0] == "pytest":
             assert all((ROOT / word).exists() for word in words if word.startswith("tests/")), words
         else:
-            assert words[0] in ("fastvideo", "pip", "source"), words
+            assert words[0] in ("fastvideo", "pip", "source", "torchrun", "ray"), words
 
 
 def check_script(script: Path, arguments: list[str]) -> None:
