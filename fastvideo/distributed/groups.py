@@ -174,6 +174,9 @@ def build_groups(layout: Layout, device_type: str) -> Groups:
     sp = mesh["ring", "ulysses"]._flatten("sp")
     replicas = mesh["cfg", "ring", "ulysses"]._flatten("replicas")
     world = dist.group.WORLD
+    if device_type != "cpu":
+        # messages between single ranks must not be the first thing that a group of this backend does
+        dist.all_reduce(torch.zeros(1, device=device_type))
     control = world if device_type == "cpu" else dist.new_group(backend="gloo")
     return Groups(
         layout=layout,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastvideo.configs.registry import SHIPPED_MODEL
 from fastvideo.configs.sample import SamplingParam
 from fastvideo.distributed.groups import ONE_RANK, Groups, build_groups
 from fastvideo.distributed.layout import Layout
@@ -137,6 +138,22 @@ def test_transformer_on_two(two: Processes, repos: dict[str, Path], name: str) -
 def test_pipeline_on_two(two: Processes, repos: dict[str, Path], name: str) -> None:
     model, layout = TWO[name]
     check_videos(two, repos[model], layout)
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_the_shipped_model_on_two(two: Processes, name: str) -> None:
+    """Its heads divide, so every layout is for it."""
+    requests = ({"height": 96, "width": 96, "num_frames": 9},)
+    made = two.run(generate_on_rank, SHIPPED_MODEL, TWO[name][1], requests)[0]
+    expected = shipped(requests[0]["num_frames"])
+    assert expected[0].std() > 0.01
+    assert float((made[0] - expected[0]).abs().max()) < LEVEL
+
+
+@cache
+def shipped(frames: int) -> list[torch.Tensor]:
+    """The shipped model's video, of one process."""
+    return generate(SHIPPED_MODEL, ONE_RANK, ({"height": 96, "width": 96, "num_frames": frames},))
 
 
 @pytest.mark.parametrize("name", ["ulysses", "ring", "tensor", "fsdp, ring"])

@@ -159,6 +159,7 @@ def test_stream_gives_a_chunk_at_a_time(chunked: AutoencoderKLWan) -> None:
     latents = noise(1, 16, 5, 3, 4)
     parts = list(chunked.stream(latents))
     assert [part.shape[2] for part in parts] == [5, 8, 4]
+    assert chunked.parts(latents) == 3
     assert torch.equal(torch.cat(parts, dim=2), chunked.decode(latents))
 
 
@@ -181,6 +182,15 @@ def test_clips_do_not_remember_each_other(models: Models) -> None:
     first = models[0].encode(clip(9))
     models[0].encode(clip(5, seed=1))
     assert torch.equal(models[0].encode(clip(9)), first)
+
+
+def test_the_past_holds_nothing_but_the_frames_that_are_needed(models: Models) -> None:
+    past = Past()
+    models[0].frames(noise(1, 16, 4, 3, 4), past)
+    assert past._frames
+    for frames in past._frames.values():
+        assert frames.shape[2] == 2
+        assert frames.untyped_storage().nbytes() == frames.nbytes
 
 
 def test_moments_and_frames_of_a_whole_clip(models: Models) -> None:

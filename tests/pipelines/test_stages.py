@@ -202,6 +202,9 @@ class ChunkDecoder:
     def __init__(self) -> None:
         self.decoded = 0
 
+    def parts(self, latents: torch.Tensor) -> int:
+        return -(-latents.shape[2] // self.chunk)
+
     def stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         for part in latents.split(self.chunk, dim=2):
             self.decoded += part.shape[2]

@@ -18,7 +18,7 @@ from fastvideo.logger import init_logger
 from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.encoders.base import TextEncoder
 from fastvideo.models.loader.repo import ComponentSource, Repo
-from fastvideo.models.loader.spread import spread_sequence, spread_weights
+from fastvideo.models.loader.spread import spread_decoder, spread_sequence, spread_weights
 from fastvideo.models.loader.weights import load_into, plan_loading
 from fastvideo.models.schedulers import Scheduler, build_scheduler, check_scheduler
 from fastvideo.platforms import Platform, current_platform
@@ -119,6 +119,7 @@ def load_component(
     model = source.model.eval().requires_grad_(False)
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())), "left without memory"
     spread_sequence(model, groups)
+    spread_decoder(model, groups)
     return model
 
 

@@ -8,9 +8,11 @@ from fastvideo.configs.models.base import ArchConfig
 from fastvideo.distributed.groups import Groups
 from fastvideo.distributed.placement import shard_weights
 from fastvideo.distributed.sequence import SequenceShard
+from fastvideo.distributed.vae_split import FrameSplit, Grid, split_grid
 from fastvideo.layers.tensor_parallel import shard_layers
 from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.encoders.base import TextEncoder
+from fastvideo.models.vaes.base import BaseVAE
 
 
 def spread_weights(
@@ -43,6 +45,14 @@ def spread_weights(
             setattr(model.get_submodule(owner_name), leaf, nn.Parameter(typed, requires_grad=False))
         shard_weights(model, model.blocks, groups.replicas, offload=offload)
         model.to_empty(device="cpu" if offload else device)
+
+
+def spread_decoder(model: nn.Module, groups: Groups) -> None:
+    """Let the ranks share the decoding of a VAE, or where the layout has it so, let the first do it alone."""
+    if groups.layout.world > 1 and isinstance(model, BaseVAE):
+        alone = Grid(1, 1)
+        choose = split_grid if groups.layout.vae else lambda *sizes: alone
+        model.split = FrameSplit(groups.world, choose)
 
 
 def spread_sequence(model: nn.Module, groups: Groups) -> None:

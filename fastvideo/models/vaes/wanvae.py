@@ -2,8 +2,8 @@
 
 Sources: arXiv 2503.20314, section 4.1; the reference that results are compared with is
 `diffusers/models/autoencoders/autoencoder_kl_wan.py`. The reference runs one latent frame at a time and hands feature
-caches on; here a whole chunk of frames goes through at once, which gives the same numbers, and `Past` hands on what
-the next chunk needs.
+caches on; here a whole chunk of frames goes through at once, which gives the same numbers. What layers see beyond it
+comes from a `Neighbourhood`: frames of the chunk before, and rows on other ranks when the decoder's work is spread.
 """
 
 from collections.abc import Iterator
@@ -13,28 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastvideo.configs.models.vaes.wanvae import WanVAEArchConfig
-
-
-class Past:
-    """What causal layers remember of the frames before a chunk: per layer, its last input frames.
-
-    An empty `Past` is the start of a clip.
-    """
-
-    def __init__(self) -> None:
-        self._frames: dict[nn.Module, torch.Tensor] = {}
-
-    def extend(self, layer: nn.Module, x: torch.Tensor, keep: int) -> torch.Tensor:
-        """`x` [B, C, T, H, W] behind the frames kept for `layer`; keeps the last `keep` frames of that for later."""
-        before = self._frames.get(layer)
-        if before is not None:
-            x = torch.cat((before, x), dim=2)
-        self._frames[layer] = x[:, :, -keep:]
-        return x
-
-    def started(self, layer: nn.Module) -> bool:
-        """Whether `layer` has seen a frame."""
-        return layer in self._frames
+from fastvideo.models.vaes.base import BaseVAE, Neighbourhood, Past
 
 
 class CausalConv3d(nn.Conv3d):
@@ -44,14 +23,24 @@ class CausalConv3d(nn.Conv3d):
         kernel = (kernel_size,) * 3 if isinstance(kernel_size, int) else kernel_size
         super().__init__(in_channels, out_channels, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
 
-    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:  # type: ignore[override]
-        reach = self.kernel_size[0] - 1
-        if reach:
-            length = x.shape[2]
-            x = past.extend(self, x, keep=reach)
-            missing = reach + length - x.shape[2]
-            x = F.pad(x, (0, 0, 0, 0, missing, 0)) if missing else x
-        return super().forward(x)
+    def forward(self, x: torch.Tensor, past: Neighbourhood) -> torch.Tensor:  # type: ignore[override]
+        time, height, width = self.kernel_size
+        y, padding = past.extend(self, x, frames=time - 1, rows=height // 2)
+        if not x.shape[2]:
+            return x.new_empty(x.shape[0], self.out_channels, *x.shape[2:])
+        return F.conv3d(y, self.weight, self.bias, padding=(0, padding, width // 2))
+
+
+class FrameConv2d(nn.Conv2d):
+    """A convolution of single frames [N, C, H, W] that keeps their size."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+
+    def forward(self, x: torch.Tensor, past: Neighbourhood) -> torch.Tensor:  # type: ignore[override]
+        height, width = self.kernel_size
+        x, padding = past.extend(self, x, frames=0, rows=height // 2)
+        return F.conv2d(x, self.weight, self.bias, padding=(padding, width // 2))
 
 
 class ChannelNorm(nn.Module):
@@ -78,7 +67,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = CausalConv3d(out_dim, out_dim, 3)
         self.conv_shortcut = CausalConv3d(in_dim, out_dim, 1) if in_dim != out_dim else None
 
-    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x, past)
         h = self.conv1(F.silu(self.norm1(x)), past)
         return self.conv2(F.silu(self.norm2(h)), past) + shortcut
@@ -93,10 +82,11 @@ class AttentionBlock(nn.Module):
         self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
         self.proj = nn.Conv2d(dim, dim, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
         frames = _frames(x)
         n, c, h, w = frames.shape
-        q, k, v = self.to_qkv(self.norm(frames)).flatten(2).mT.unsqueeze(1).chunk(3, dim=-1)
+        q, kv = self.to_qkv(self.norm(frames)).flatten(2).mT.unsqueeze(1).split((c, 2 * c), dim=-1)
+        k, v = past.whole(kv).chunk(2, dim=-1)
         y = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT.reshape(n, c, h, w)
         return x + _clip(self.proj(y), x.shape[0])
 
@@ -120,14 +110,15 @@ class Downsample(nn.Module):
         self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(dim, dim, 3, stride=2))
         self.time_conv = nn.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
 
-    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
         x = _clip(self.resample(_frames(x)), x.shape[0])
         if self.time_conv is None:
             return x
-        first = None if past.started(self) else x[:, :, :1]
-        x = past.extend(self, x, keep=1)
-        later = self.time_conv(x) if x.shape[2] >= 3 else None
-        return torch.cat([part for part in (first, later) if part is not None], dim=2)
+        started = past.started(self)
+        y, _ = past.extend(self, x, frames=1, rows=0)
+        if started:
+            return self.time_conv(y)
+        return torch.cat((x[:, :, :1], self.time_conv(x)), dim=2) if x.shape[2] > 1 else x
 
 
 class Upsample(nn.Module):
@@ -135,24 +126,17 @@ class Upsample(nn.Module):
 
     def __init__(self, dim: int, temporal: bool) -> None:
         super().__init__()
-        self.resample = nn.Sequential(
-            nn.Upsample(scale_factor=2, mode="nearest-exact"), nn.Conv2d(dim, dim // 2, 3, padding=1)
-        )
+        self.resample = nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest-exact"), FrameConv2d(dim, dim // 2, 3))
         self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1)) if temporal else None
 
-    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
         if self.time_conv is not None:
-            first = None
-            if not past.started(self):
-                # the first frame is neither doubled nor seen by the frames after it
-                first, x = x[:, :, :1], x[:, :, 1:]
-                past.extend(self, first, keep=1)
-            parts = [] if first is None else [first]
-            if x.shape[2]:
-                doubled = self.time_conv(x, past).unflatten(1, (2, -1))
-                parts.append(doubled.permute(0, 2, 3, 1, 4, 5).flatten(2, 3))
-            x = torch.cat(parts, dim=2)
-        return _clip(self.resample(_frames(x)), x.shape[0])
+            # the first frame is neither doubled nor seen by the frames after it
+            first, later = x.tensor_split((0 if past.started(self.time_conv) else 1,), dim=2)
+            doubled = self.time_conv(later, past).unflatten(1, (2, -1)).permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+            x = torch.cat((first, doubled), dim=2)
+        frames = self.resample[0](_frames(x))
+        return _clip(self.resample[1](frames, past), x.shape[0])
 
 
 class MidBlock(nn.Module):
@@ -163,8 +147,8 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList((ResidualBlock(dim, dim), ResidualBlock(dim, dim)))
         self.attentions = nn.ModuleList((AttentionBlock(dim),))
 
-    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x, past)), past)
+    def forward(self, x: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, past), past), past)
 
 
 class Encoder(nn.Module):
@@ -184,7 +168,7 @@ class Encoder(nn.Module):
         self.norm_out = ChannelNorm(dims[-1])
         self.conv_out = CausalConv3d(dims[-1], 2 * arch.z_dim, 3)
 
-    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
         x = self.conv_in(x, past)
         for block in self.down_blocks:
             x = block(x, past)
@@ -201,7 +185,7 @@ class UpBlock(nn.Module):
         self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
         self.upsamplers = nn.ModuleList(() if upsample is None else (upsample,))
 
-    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
         for block in (*self.resnets, *self.upsamplers):
             x = block(x, past)
         return x
@@ -225,19 +209,15 @@ class Decoder(nn.Module):
         self.norm_out = ChannelNorm(dims[-1])
         self.conv_out = CausalConv3d(dims[-1], arch.out_channels, 3)
 
-    def forward(self, x: torch.Tensor, past: Past) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
         x = self.mid_block(self.conv_in(x, past), past)
         for block in self.up_blocks:
             x = block(x, past)
         return self.conv_out(F.silu(self.norm_out(x)), past)
 
 
-class AutoencoderKLWan(nn.Module):
-    """The Wan 2.1 VAE between video in [-1, 1] and latents of zero mean and unit variance.
-
-    `chunk` is how many latent frames go through at once: memory grows with it, not with the clip, and the result
-    does not depend on it.
-    """
+class AutoencoderKLWan(BaseVAE):
+    """The Wan 2.1 VAE between video in [-1, 1] and latents of zero mean and unit variance."""
 
     def __init__(self, arch: WanVAEArchConfig) -> None:
         super().__init__()
@@ -246,7 +226,6 @@ class AutoencoderKLWan(nn.Module):
         self.quant_conv = CausalConv3d(2 * arch.z_dim, 2 * arch.z_dim, 1)
         self.post_quant_conv = CausalConv3d(arch.z_dim, arch.z_dim, 1)
         self.decoder = Decoder(arch)
-        self.chunk = 4
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """Latents [B, z, 1 + (T - 1) / 4, H / 8, W / 8] fp32, the mode of the posterior, of `video` [B, 3, T, H, W].
@@ -266,7 +245,7 @@ class AutoencoderKLWan(nn.Module):
         mean, std = self._statistics(moments.device)
         return (moments.chunk(2, dim=1)[0] - mean) / std
 
-    def moments(self, video: torch.Tensor, past: Past) -> torch.Tensor:
+    def moments(self, video: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
         """Mean and log variance [B, 2 z, t, h, w] of the posterior, not scaled, of the frames that follow `past`."""
         return self.quant_conv(self.encoder(self._layout(video), past), past)
 
@@ -274,14 +253,23 @@ class AutoencoderKLWan(nn.Module):
         """Video [B, 3, 4 (t - 1) + 1, 8 h, 8 w] in [-1, 1] of `latents` [B, z, t, h, w]."""
         return torch.cat(list(self.stream(latents)), dim=2)
 
-    def stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The frames of `decode`, a chunk at a time."""
-        past = Past()
-        mean, std = self._statistics(latents.device)
-        for part in (latents * std + mean).split(self.chunk, dim=2):
-            yield self.frames(part, past).clamp(-1, 1)
+    def parts(self, latents: torch.Tensor) -> int:
+        """How many parts `stream` gives."""
+        return self.split.parts(latents, self.chunk)
 
-    def frames(self, latents: torch.Tensor, past: Past) -> torch.Tensor:
+    def stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The frames of `decode`, a chunk at a time; where the work is split, on rank 0, and no frames on others."""
+        mean, std = self._statistics(latents.device)
+        time, space = self.arch.scale_factor_temporal, self.arch.scale_factor_spatial
+        b, _, _, h, w = latents.shape
+        dtype = self.post_quant_conv.weight.dtype
+        nothing = latents.new_empty(b, self.arch.out_channels, 0, h * space, w * space, dtype=dtype)
+        yield from self.split.stream(self._clamped_frames, latents * std + mean, self.chunk, time, nothing)
+
+    def _clamped_frames(self, latents: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
+        return self.frames(latents, past).clamp(-1, 1)
+
+    def frames(self, latents: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
         """Frames, not clamped, of unscaled `latents` that follow `past`."""
         return self.decoder(self.post_quant_conv(self._layout(latents), past), past)
 

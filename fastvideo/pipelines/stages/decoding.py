@@ -13,11 +13,14 @@ from fastvideo.pipelines.stages.base import PipelineStage
 class VideoDecoder(Protocol):
     """The part of a VAE that turns latents into video, some latent frames at a time."""
 
-    chunk: int
-    """Latent frames that go through at once."""
+    def parts(self, latents: torch.Tensor) -> int:
+        """How many parts `stream` gives, the same on every rank."""
 
     def stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The video [B, 3, T, H, W] in [-1, 1] of `latents` [B, C, t, h, w], in order along T."""
+        """The video [B, 3, T, H, W] in [-1, 1] of `latents` [B, C, t, h, w], in order along T.
+
+        Where ranks share the work, rank 0 has the video, and the parts of the others have no frames.
+        """
 
 
 class DecodingStage(PipelineStage):
@@ -38,10 +41,11 @@ class DecodingStage(PipelineStage):
             FloatingPointError: a frame is not finite.
         """
         latents = written(batch.latents, "latents")
-        total = -(-latents.shape[2] // self.vae.chunk)
         frames = []
-        for part in batch.control.steps(self.name, self.vae.stream(latents), total):
-            if not torch.isfinite(part).all():
+        for part in batch.control.steps(self.name, self.vae.stream(latents), self.vae.parts(latents)):
+            wrong = (~torch.isfinite(part)).any().int().cpu()
+            # only rank 0 has frames, and all have to stop
+            if self.groups.control.all_reduce(wrong):
                 raise FloatingPointError(
                     "NaN or infinity in the decoded frames: the VAE's precision does not hold; try vae_precision='fp32'"
                 )

@@ -1,0 +1,113 @@
+"""What lies beyond a chunk of frames, and how the work of a decoder is spread: the forms, and those of one rank."""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Neighbourhood(Protocol):
+    """What a layer sees beyond the chunk of frames that goes through it: earlier frames, and rows on other ranks.
+
+    All chunks of a clip go through all layers in the same order.
+    """
+
+    def started(self, layer: nn.Module) -> bool:
+        """Whether frames of the clip went through `layer` before this chunk's."""
+
+    def extend(self, layer: nn.Module, x: torch.Tensor, frames: int, rows: int) -> tuple[torch.Tensor, int]:
+        """What a kernel of `layer` reaches from `x`, and the rows of zeros that a convolution still has to add.
+
+        Args:
+            layer: whose input `x` is.
+            x: [B, C, T, H, W], or single frames [N, C, H, W] when `frames` is 0.
+            frames: how many the kernel reaches back; before the clip's first there are zeros.
+            rows: how many the kernel reaches above and below.
+
+        Returns:
+            `x` behind the frames before it and, where rows are spread over ranks, between the rows around it; and the
+            rows of zeros to add on either side: `rows` where they are not spread, then 0.
+        """
+
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        """The values [..., P, C] at all positions of a frame, row by row, of those at this rank's in `x`."""
+
+
+class Past:
+    """The neighbourhood on one rank: per layer, the last input frames of the chunk before.
+
+    An empty `Past` is the start of a clip.
+    """
+
+    def __init__(self) -> None:
+        self._frames: dict[nn.Module, torch.Tensor] = {}
+
+    def started(self, layer: nn.Module) -> bool:
+        return layer in self._frames
+
+    def extend(self, layer: nn.Module, x: torch.Tensor, frames: int, rows: int) -> tuple[torch.Tensor, int]:
+        if frames:
+            before = self._frames.get(layer)
+            x = F.pad(x, (0, 0, 0, 0, frames, 0)) if before is None else torch.cat((before, x), dim=2)
+            # a copy: a view would keep all frames of all layers until the next chunk
+            self._frames[layer] = x[:, :, -frames:].clone(memory_format=torch.channels_last_3d)
+        return x, rows
+
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+Decode = Callable[[torch.Tensor, Neighbourhood], torch.Tensor]
+"""The video [B, 3, T, H, W] of some frames and rows of the latents, which lie in a neighbourhood."""
+
+
+class DecoderSplit(Protocol):
+    """Which frames and rows of a clip a rank decodes, and how the video comes together."""
+
+    def parts(self, latents: torch.Tensor, chunk: int) -> int:
+        """How many parts `stream` gives, the same on every rank."""
+
+    def stream(
+        self, decode: Decode, latents: torch.Tensor, chunk: int, rate: int, nothing: torch.Tensor
+    ) -> Iterator[torch.Tensor]:
+        """The video of `latents` [B, C, t, h, w], which every rank has whole, in parts that follow each other.
+
+        Args:
+            decode: what a rank does with its share.
+            latents: the clip.
+            chunk: the most latent frames that go through `decode` at once.
+            rate: video frames for each latent frame after the first, which gives one.
+            nothing: video of no frames [B, 3, 0, H, W].
+
+        Yields:
+            Parts [B, 3, T, H, W] on rank 0, and `nothing` on the others.
+        """
+
+
+class OneRank:
+    """All of the work, a chunk at a time."""
+
+    def parts(self, latents: torch.Tensor, chunk: int) -> int:
+        return -(-latents.shape[2] // chunk)
+
+    def stream(
+        self, decode: Decode, latents: torch.Tensor, chunk: int, rate: int, nothing: torch.Tensor
+    ) -> Iterator[torch.Tensor]:
+        past = Past()
+        for part in latents.split(chunk, dim=2):
+            yield decode(part, past)
+
+
+class BaseVAE(nn.Module):
+    """A video autoencoder.
+
+    `chunk` is how many latent frames go through at once: memory grows with it, not with the clip, and the result
+    does not depend on it. `split` spreads decoding over ranks; the loader sets it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chunk = 4
+        self.split: DecoderSplit = OneRank()
