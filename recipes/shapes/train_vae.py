@@ -189,7 +189,7 @@ class Stage:
 
 
 # 1e-3 is right for frames and too much for clips, whose batches are small: the picture falls apart
-STAGES = (Stage("images", (IMAGES,), 1200, 1e-3), Stage("clips", CLIPS, 1900, 3e-4))
+STAGES = (Stage("images", (IMAGES,), 900, 1e-3), Stage("clips", CLIPS, 3000, 3e-4))
 DECODER_STAGE = Stage("decoder", CLIPS, 4000, 3e-4, train_encoder=False)
 
 
