@@ -1,6 +1,8 @@
 """The environment variables of FastVideo: the only file that reads the environment."""
 
 import os
+import socket
+from dataclasses import dataclass
 from pathlib import Path
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -34,3 +36,36 @@ def attention_backend() -> str | None:
 def cache_root() -> Path:
     """`FASTVIDEO_CACHE_ROOT`: where FastVideo keeps its own files, `~/.cache/fastvideo` by default."""
     return Path(os.environ.get("FASTVIDEO_CACHE_ROOT") or "~/.cache/fastvideo").expanduser()
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What `torchrun` says of a process that it started."""
+
+    rank: int
+    local_rank: int
+    """Its number on this host."""
+    world_size: int
+
+
+def torchrun() -> Launched | None:
+    """What `torchrun` says of this process; None when something else started it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    return Launched(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+
+
+def own_variables() -> dict[str, str]:
+    """Those of `NAMES` that are set, for processes that do not inherit them."""
+    return {name: os.environ[name] for name in NAMES if name in os.environ}
+
+
+def omp_num_threads_is_set() -> bool:
+    """Whether the user chose the threads of every process, with `OMP_NUM_THREADS`."""
+    return "OMP_NUM_THREADS" in os.environ
+
+
+def worker_environment() -> dict[str, str]:
+    """The environment of processes that talk to each other on this machine alone: gloo listens on the loopback."""
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    return dict(os.environ) if loopback is None else {"GLOO_SOCKET_IFNAME": loopback, **os.environ}

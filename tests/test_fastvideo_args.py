@@ -86,7 +86,7 @@ def test_several_devices() -> None:
     ("options", "message"),
     [
         ({"num_gpus": 4, "tp_size": 3}, "tp_size=3: must divide num_gpus=4"),
-        ({"num_gpus": 4, "tp_size": 2, "sp_size": 4}, "num_gpus=4: must be a multiple of tp_size * sp_size * cfg_size = 8"),
+        ({"num_gpus": 4, "tp_size": 2, "sp_size": 4}, "num_gpus=4: must be a multiple of tp_size * sp_size * cfg"),
         ({"num_gpus": 4, "cfg_size": 4}, "cfg_size=4: must be 1 or 2: guidance has two predictions"),
         ({"num_gpus": 2, "dist_timeout": 0}, "dist_timeout=0: must be more than 0 seconds"),
         ({"num_gpus": 2, "dit_cpu_offload": True}, "dit_cpu_offload=True: is available with several devices whose"),

@@ -1,6 +1,7 @@
 """How a pipeline is laid out over devices: numbers only, nothing here starts or talks to a process."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from fastvideo.utils import require
 
@@ -46,6 +47,13 @@ class Layout:
     def world(self) -> int:
         """The number of devices."""
         return self.tp * self.sp * self.cfg
+
+    def options(self) -> dict[str, Any]:
+        """The options of a generator that ask for this layout."""
+        return {
+            "num_gpus": self.world, "tp_size": self.tp, "ulysses_size": self.ulysses, "ring_size": self.ring,
+            "cfg_size": self.cfg, "use_fsdp_inference": self.fsdp,
+        }  # fmt: skip
 
     def __str__(self) -> str:
         parts = [

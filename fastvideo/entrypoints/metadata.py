@@ -12,6 +12,9 @@ from fastvideo.fastvideo_args import FastVideoArgs
 NOT_CONTENT = ("output_path", "save_video", "return_frames")
 """Sampling fields that say where a clip goes, not what it shows."""
 
+SHARING = ("num_gpus", "tp_size", "ulysses_size", "ring_size", "cfg_size", "use_fsdp_inference")
+"""Engine options that say how devices share the work, on which the order of additions depends."""
+
 PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "numpy", "av", "ftfy")
 """Distributions whose version can change a pixel."""
 
@@ -49,6 +52,7 @@ def clip_metadata(
         "enable_torch_compile": args.enable_torch_compile,
         "torch_compile_kwargs": args.torch_compile_kwargs,
         "device": device,
+        "devices": {name: getattr(args, name) for name in SHARING},
         "threads": threads,
         "versions": versions(),
     }

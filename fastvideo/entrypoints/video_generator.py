@@ -1,23 +1,23 @@
 """`VideoGenerator`: the Python interface."""
 
 import copy
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, overload
 
-import torch
-
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.registry import ModelEntry
 from fastvideo.configs.sample.base import SamplingParam
-from fastvideo.entrypoints.media import output_file, output_files, write_video
+from fastvideo.entrypoints.media import Frames, output_file, output_files, write_video
 from fastvideo.entrypoints.metadata import clip_metadata
 from fastvideo.entrypoints.result import GenerationResult, to_frames
 from fastvideo.entrypoints.watch import ProgressBar, interrupt_cancels
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
+from fastvideo.models.loader.plan import choose_layout
 from fastvideo.models.loader.repo import Repo, resolve_repo
 from fastvideo.models.loader.weights import weight_hashes
 from fastvideo.pipelines.pipeline_batch_info import CancelToken, Control, ForwardBatch, Progress, written
@@ -25,7 +25,7 @@ from fastvideo.pipelines.stages.input_validation import check_prompts
 from fastvideo.platforms import current_platform
 from fastvideo.utils import require, require_known, resolve
 from fastvideo.worker.executor import Executor
-from fastvideo.worker.in_process import InProcessExecutor
+from fastvideo.worker.start import start_executor
 
 logger = init_logger(__name__)
 
@@ -57,15 +57,20 @@ class VideoGenerator:
         Raises:
             ValueError: an unknown keyword, an option that this version does not have, or a repo that is not whole;
                 says what to do instead. All but broken weights is found before any weight is read.
+            WorkerError: with several devices, a process failed by itself.
         """
         args = FastVideoArgs.from_kwargs(model, **kwargs)
         platform = current_platform(args.device)
         repo = resolve_repo(args.model, args.revision)
         entry = repo.entry
         pipeline_config = args.resolved_pipeline_config(resolve(entry.pipeline_config)())
+        layout = choose_layout(repo, args, pipeline_config)
+        if layout.world > 1:
+            args = dataclasses.replace(args, **layout.options())
         started = time.perf_counter()
-        executor = InProcessExecutor(repo, entry, args, pipeline_config)
-        logger.info("%s loaded on %s in %.1f s", args.model, platform.device_type, time.perf_counter() - started)
+        executor = start_executor(repo, entry, args, pipeline_config, layout)
+        where = platform.device_type + (f" ({layout.world} processes: {layout})" if layout.world > 1 else "")
+        logger.info("%s loaded on %s in %.1f s", args.model, where, time.perf_counter() - started)
         return cls(repo=repo, entry=entry, args=args, pipeline_config=pipeline_config, executor=executor)
 
     @overload
@@ -120,13 +125,14 @@ class VideoGenerator:
             OSError: `output_path` cannot be written; nothing was computed.
             Cancelled: `cancel` was cancelled.
             FloatingPointError: NaN or infinity in the latents; says at which step.
+            WorkerError: with several devices, a process failed by itself; the next call starts them anew.
         """
         executor = self._running()
         require(isinstance(prompt, str | list), "prompt", prompt, "text", "give a text, or a list of texts")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         check_prompts(prompts)
         sampling = self._sampling(sampling_param, fields)
-        self._clip_files(sampling, prompts, 0)
+        executor.on_first(lambda: self._clip_files(sampling, prompts, 0))
         token = CancelToken() if cancel is None else cancel
         results: list[GenerationResult] = []
         for index in range(len(prompts)):
@@ -142,39 +148,25 @@ class VideoGenerator:
     ) -> list[GenerationResult]:
         """The videos of prompt number `index`, saved if asked for."""
         prompt = prompts[index]
-        files = self._clip_files(sampling, prompts, index)
+        files = executor.on_first(lambda: self._clip_files(sampling, prompts, index))
         # before the long part: should a weight file have gone, no video is lost
-        weights = weight_hashes(self.repo) if files else {}
-        platform = current_platform(self.args.device)
-        platform.reset_peak_memory()
+        weights = executor.on_first(lambda: weight_hashes(self.repo)) if files else {}
         batch = ForwardBatch(
             prompts=[prompt], negative_prompts=[sampling.negative_prompt], sampling=sampling, control=control
         )
         started = time.perf_counter()
         with interrupt_cancels(control.cancel):
             batch = executor.execute(batch)
-            platform.synchronize()
         seconds = time.perf_counter() - started
+        frames = [] if batch.video is None else [to_frames(video) for video in batch.video]
+        if files:
+            executor.on_first(lambda: self._save(executor, batch, frames, files, weights))
         results = []
-        for number, video in enumerate(written(batch.video, "video")):
-            frames = to_frames(video)
-            if files:
-                metadata = clip_metadata(
-                    prompt=prompt,
-                    sampling=sampling,
-                    index=number,
-                    args=self.args,
-                    weights=weights,
-                    pipeline_config=self.pipeline_config,
-                    attention_backend=executor.attention_backend,
-                    device=platform.device_type,
-                    threads=torch.get_num_threads(),
-                )
-                logger.info("saved %s", write_video(frames, files[number], sampling.fps, metadata))
+        for number in range(batch.size):
             results.append(
                 GenerationResult(
-                    frames=frames if sampling.return_frames else None,
-                    samples=video[None] if sampling.return_frames else None,
+                    frames=frames[number] if sampling.return_frames else None,
+                    samples=written(batch.video, "video")[number, None] if sampling.return_frames else None,
                     audio=None,
                     audio_sample_rate=None,
                     video_path=str(files[number]) if files else None,
@@ -183,10 +175,33 @@ class VideoGenerator:
                     size=(sampling.height, sampling.width, sampling.num_frames),
                     generation_time=seconds,
                     stage_times=dict(batch.stage_times),
-                    peak_memory_mb=platform.peak_memory() / 2**20,
+                    peak_memory_mb=batch.peak_memory / 2**20,
                 )
             )
         return results
+
+    def _save(
+        self,
+        executor: Executor,
+        batch: ForwardBatch,
+        clips: Sequence[Frames],
+        files: list[Path],
+        weights: dict[str, str],
+    ) -> None:
+        """Write `clips`, the videos of `batch`, each to one of `files`."""
+        for number, clip in enumerate(clips):
+            metadata = clip_metadata(
+                prompt=batch.prompts[0],
+                sampling=batch.sampling,
+                index=number,
+                args=self.args,
+                weights=weights,
+                pipeline_config=self.pipeline_config,
+                attention_backend=executor.attention_backend,
+                device=current_platform(self.args.device).device_type,
+                threads=executor.threads,
+            )
+            logger.info("saved %s", write_video(clip, files[number], batch.sampling.fps, metadata))
 
     def _sampling(self, sampling_param: SamplingParam | None, fields: dict[str, Any]) -> SamplingParam:
         """A checked copy of `sampling_param`, or of the model's defaults, with `fields` assigned."""

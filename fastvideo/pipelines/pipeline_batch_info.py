@@ -108,6 +108,8 @@ class ForwardBatch:
     """[B, 3, T, H, W] fp32 in [0, 1] on the CPU."""
     stage_times: dict[str, float] = field(default_factory=dict)
     """Seconds each stage took, by its name; written by the pipeline."""
+    peak_memory: int = 0
+    """The most bytes that a device held meanwhile, of all devices; written by the executor."""
 
     @property
     def guided(self) -> bool:

@@ -1,8 +1,11 @@
 """Where a pipeline runs. Every executor holds one pipeline and runs batches through it, one at a time."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
+
+T = TypeVar("T")
 
 
 class Executor(Protocol):
@@ -12,8 +15,44 @@ class Executor(Protocol):
     def attention_backend(self) -> str:
         """The name of the backend that the model's full-sequence attention runs on."""
 
+    @property
+    def threads(self) -> int:
+        """Of torch on the CPU, in each process that computes."""
+
     def execute(self, batch: ForwardBatch) -> ForwardBatch:
-        """`batch` with its video; raises what the pipeline raises, and can be used again afterwards."""
+        """`batch` with its video, stage times and peak memory; raises what the pipeline raises.
+
+        Can be used again afterwards, whatever was raised.
+
+        Raises:
+            WorkerError: a process that computes failed by itself.
+            RuntimeError: after `shutdown`.
+        """
+
+    def on_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives, or raises, in the first of the processes that call this; files are its own to write."""
 
     def shutdown(self) -> None:
         """Free the pipeline and whatever runs it. Doing it twice is the same as once."""
+
+
+class WorkerError(RuntimeError):
+    """A rank failed by itself, which ended the request and all workers; the next request starts them anew."""
+
+    def __init__(self, rank: int, message: str, traceback: str = "") -> None:
+        """`traceback` is that of the rank, or where it stood; it shows as the cause of this error."""
+        super().__init__(message)
+        self.rank = rank
+        self.traceback = traceback
+        if traceback:
+            self.__cause__ = RemoteTraceback(traceback)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WorkerError, (self.rank, str(self), self.traceback)
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - shown as the cause of an error, never raised
+    """Where an error of another process happened, as text."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"

@@ -2,6 +2,10 @@
 
 import gc
 import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
 
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.registry import ModelEntry
@@ -9,7 +13,10 @@ from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.models.loader.repo import Repo
 from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
+from fastvideo.platforms import current_platform
 from fastvideo.utils import resolve
+
+T = TypeVar("T")
 
 
 class InProcessExecutor:
@@ -18,6 +25,7 @@ class InProcessExecutor:
     def __init__(self, repo: Repo, entry: ModelEntry, args: FastVideoArgs, pipeline_config: PipelineConfig) -> None:
         pipeline_class: type[ComposedPipelineBase] = resolve(entry.pipeline)
         self._pipeline: ComposedPipelineBase | None = pipeline_class.from_repo(repo, args, pipeline_config)
+        self._platform = current_platform(args.device)
         # a pipeline's scheduler remembers where in the schedule it is
         self._lock = threading.Lock()
 
@@ -26,6 +34,11 @@ class InProcessExecutor:
         """See `Executor`."""
         return self._running().attention_backend
 
+    @property
+    def threads(self) -> int:
+        """See `Executor`."""
+        return torch.get_num_threads()
+
     def execute(self, batch: ForwardBatch) -> ForwardBatch:
         """Run `batch`; a second thread waits until the first is done.
 
@@ -33,7 +46,16 @@ class InProcessExecutor:
             RuntimeError: after `shutdown`.
         """
         with self._lock:
-            return self._running().forward(batch)
+            pipeline = self._running()
+            self._platform.reset_peak_memory()
+            batch = pipeline.forward(batch)
+            self._platform.synchronize()
+            batch.peak_memory = self._platform.peak_memory()
+            return batch
+
+    def on_first(self, make: Callable[[], T]) -> T:
+        """See `Executor`; there is one process."""
+        return make()
 
     def shutdown(self) -> None:
         """Free the pipeline; waits for a batch that is running."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
+from fastvideo import envs
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.registry import SHIPPED_NAME
 from fastvideo.configs.sample.base import SamplingParam
@@ -55,6 +56,9 @@ def run(options: Namespace) -> int:
     with VideoGenerator.from_pretrained(job.model, **job.engine) as generator:
         prompt = job.prompts[0] if len(job.prompts) == 1 else job.prompts
         made = generator.generate_video(prompt, sampling_param=job.sampling)
+    launched = envs.torchrun()
+    if launched is not None and launched.rank > 0:
+        return 0  # the first process says it, for all
     results = made if isinstance(made, list) else [made]
     for number, result in enumerate(results):
         assert result.video_path is not None

@@ -68,6 +68,7 @@ def settings_of(metadata: dict[str, Any], clip: Path) -> dict[str, Any]:
                   for name, value in metadata["pipeline_config"].items()}  # fmt: skip
         names = ("precision", "attention_backend", "enable_torch_compile", "torch_compile_kwargs", "device")
         engine = {name: metadata[name] for name in names} | {"revision": metadata["model"]["revision"]}
+        engine |= metadata["devices"]
         index, _ = metadata["index"], (metadata["threads"], metadata["model"]["weights"], metadata["versions"])
     except KeyError as error:
         raise ValueError(f"{clip}: its metadata has no {error}; it is from another version of fastvideo") from error

@@ -1,0 +1,193 @@
+"""The executor of workers that run elsewhere: watches them, and starts them anew after one failed."""
+
+import dataclasses
+import pickle
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from fastvideo.logger import init_logger
+from fastvideo.pipelines.pipeline_batch_info import Control, ForwardBatch
+from fastvideo.worker.tally import Agreed, Event, Reported, Stack, Tally
+
+T = TypeVar("T")
+logger = init_logger(__name__)
+
+POLL_SECONDS = 0.05
+"""Between looks at the cancel token and at who is alive."""
+STACK_SECONDS = 2.0
+"""For a worker to say where it stands."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a rank is done with when it has loaded."""
+
+    attention_backend: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """What rank 0 is done with after a request."""
+
+    video: torch.Tensor
+    """[B, 3, T, H, W] fp32 in [0, 1] on the CPU."""
+    stage_times: dict[str, float]
+    peak_memory: int
+
+
+class Crew(Protocol):
+    """Workers that were started together, one for each rank."""
+
+    world: int
+
+    def send(self, request: bytes) -> None:
+        """Have all of them run a batch."""
+
+    def poll(self, seconds: float) -> list[Event]:
+        """What they say, waiting at most that long for the first word."""
+
+    def cancel(self) -> None:
+        """Have the request that they run stop at its next step."""
+
+    def stacks(self, seconds: float) -> dict[int, Stack]:
+        """Where those of them stand that answer in time, by rank."""
+
+    def alive(self) -> bool:
+        """Whether all processes are there."""
+
+    def close(self) -> None:
+        """End them all; nothing of them is left. Doing it twice is the same as once."""
+
+
+class SupervisedExecutor:
+    """Runs batches on the crew that `start` makes. See `Executor`."""
+
+    def __init__(self, start: Callable[[], Crew], timeout: float | None) -> None:
+        """Start the crew, and wait until it has loaded.
+
+        Args:
+            start: begins to start one.
+            timeout: seconds without progress of a request after which it is given up; None waits.
+
+        Raises:
+            ValueError: what the ranks raise alike, such as for a repo that does not fit.
+            WorkerError: a worker failed by itself.
+        """
+        self._start = start
+        self._timeout = timeout
+        self._closed = False
+        # one request at a time: a pipeline's scheduler remembers where in the schedule it is
+        self._lock = threading.Lock()
+        self._crew: Crew | None = self._loaded_crew()
+
+    @property
+    def attention_backend(self) -> str:
+        return self._loaded.attention_backend
+
+    @property
+    def threads(self) -> int:
+        return self._loaded.threads
+
+    def execute(self, batch: ForwardBatch) -> ForwardBatch:
+        """Run `batch`; a second thread waits until the first is done.
+
+        What interrupts the wait ends the workers, and so does a worker that fails; the next call starts them anew.
+        """
+        with self._lock:
+            crew = self._running_crew()
+            request = pickle.dumps(dataclasses.replace(batch, control=Control()))
+            try:
+                crew.send(request)
+                made: Made = watch(crew, batch.control, self._timeout)[0]
+            except Agreed as agreed:
+                raise agreed.error from agreed.error.__cause__
+            except BaseException:
+                self._drop()
+                raise
+        batch.video, batch.peak_memory = made.video, made.peak_memory
+        batch.stage_times.update(made.stage_times)
+        return batch
+
+    def on_first(self, make: Callable[[], T]) -> T:
+        """See `Executor`; there is one process that calls."""
+        return make()
+
+    def shutdown(self) -> None:
+        """End the workers; waits for a batch that is running."""
+        with self._lock:
+            self._closed = True
+            self._drop()
+
+    def _running_crew(self) -> Crew:
+        if self._closed:
+            raise RuntimeError("the executor was shut down")
+        if self._crew is not None and not self._crew.alive():
+            logger.warning("a worker died while it had nothing to do")
+            self._drop()
+        if self._crew is None:
+            logger.warning("starting the workers again")
+            self._crew = self._loaded_crew()
+        return self._crew
+
+    def _loaded_crew(self) -> Crew:
+        crew = self._start()
+        try:
+            self._loaded: Loaded = watch(crew, Control(), None, "while it loaded")[0]
+        except Agreed as agreed:
+            crew.close()
+            raise agreed.error from agreed.error.__cause__
+        except BaseException:
+            crew.close()
+            raise
+        return crew
+
+    def _drop(self) -> None:
+        crew, self._crew = self._crew, None
+        if crew is not None:
+            crew.close()
+
+
+def watch(crew: Crew, control: Control, timeout: float | None, doing: str = "") -> dict[int, Any]:
+    """What each rank is done with, once all are.
+
+    Args:
+        crew: which has been told what to do.
+        control: told the progress, and asked for cancellation, here.
+        timeout: seconds without progress after which it raises; None waits.
+        doing: what the ranks do until they report progress, for messages.
+
+    Raises:
+        Agreed: all ranks raised the same, or `control.report` raised and they stopped; they can go on.
+        WorkerError: a rank failed by itself, or is stuck.
+    """
+    tally = Tally(crew.world, timeout, time.monotonic(), doing)
+    stopping = False
+    of_listener: Exception | None = None
+    try:
+        while not tally.finished:
+            if not stopping and (of_listener is not None or control.cancel.cancelled):
+                stopping = True
+                crew.cancel()
+            for event in crew.poll(POLL_SECONDS):
+                tally.add(event, time.monotonic())
+                if isinstance(event, Reported) and of_listener is None:
+                    try:
+                        control.report(event.progress)
+                    except Exception as error:
+                        of_listener = error
+                    tally.moved = time.monotonic()  # the time of the listener is not the workers'
+            tally.check(time.monotonic())
+            if tally.stuck(time.monotonic()):
+                raise tally.stuck_error(crew.stacks(STACK_SECONDS))
+    except Agreed:
+        if of_listener is None:
+            raise
+    if of_listener is not None:
+        raise Agreed(of_listener)
+    return tally.values
