@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROMPT ?= a red circle moving left on a white background
 
-.PHONY: help env demo test lint types test-slow test-distributed format clean
+.PHONY: help env demo test lint types test-slow test-distributed format bench clean
 
 help:
 	@echo "make demo       a video from a text prompt, with the model in the package (PROMPT='...' for another)"
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-distributed  the whole table of ways to share the work among processes"
+	@echo "make bench      speed and memory beside the reference, to docs/benchmarks.md (BENCH='...' for flags and cases)"
 	@echo "make lint       ruff; make format lets it correct"
 	@echo "make types      mypy"
 	@echo "make env        the environment in $(VENV)"
@@ -25,7 +26,7 @@ $(STAMP): pyproject.toml
 		|| { echo "$(PYTHON) is `$(PYTHON) -V 2>&1`: 3.10 to 3.13 is needed; try make PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,verify,train]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,verify,train,ray]'
 	@touch $@
 
 env: $(STAMP)
@@ -51,6 +52,9 @@ test-slow: $(STAMP)
 
 test-distributed: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --timeout=1200 tests/distributed tests/worker
+
+bench: $(STAMP)
+	$(BIN)/fastvideo bench --output docs/benchmarks.md $(BENCH)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

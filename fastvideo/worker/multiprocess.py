@@ -74,7 +74,7 @@ class ProcessCrew(Crew):
         self.world = plan.layout.world
         self._number = 0
         self._workers: list[_Worker] = []
-        store, port = _store()
+        store, port = local_store()
         self._end = weakref.finalize(self, _end, self._workers, [store], os.getpid())
         try:
             for rank in range(self.world):
@@ -157,7 +157,7 @@ class ProcessCrew(Crew):
             return [_death(worker)]
 
 
-def _store() -> tuple[dist.TCPStore, int]:
+def local_store() -> tuple[dist.TCPStore, int]:
     """Where the workers meet: a store that only this machine can reach, and its port, which the system chose."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]

@@ -84,6 +84,21 @@ FLAGS: dict[str, tuple[str, ...]] = {
         "model",
     ),
     "verify": ("--help", "-h", "model"),
+    "bench": (
+        "--device",
+        "--full",
+        "--help",
+        "--json",
+        "--no-compile",
+        "--output",
+        "--precision",
+        "--profile",
+        "--rounds",
+        "--threads",
+        "--tiny",
+        "-h",
+        "cases",
+    ),
 }
 """By command; a name without a dash is a positional argument."""
 

@@ -33,16 +33,16 @@ class Processes:
     """`size` processes with a gloo group over all of them."""
 
     def __init__(self, size: int) -> None:
-        import torch.distributed as dist
+        from fastvideo.worker.multiprocess import local_store
 
         self.size = size
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._store, port = local_store()
         context = multiprocessing.get_context("spawn")
         self._workers = []
         self._connections: list[Connection] = []
         for rank in range(size):
             ours, theirs = context.Pipe()
-            worker = context.Process(target=_serve, args=(rank, size, self._store.port, theirs), daemon=True)
+            worker = context.Process(target=_serve, args=(rank, size, port, theirs), daemon=True)
             worker.start()
             theirs.close()
             self._workers.append(worker)

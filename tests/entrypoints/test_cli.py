@@ -52,7 +52,7 @@ class TestUsage:
     @pytest.mark.parametrize(
         ("argv", "message"),
         [
-            ((), "no command given; there are generate, replay, models, inspect, verify"),
+            ((), "no command given; there are generate, replay, models, inspect, plan, verify, bench"),
             (("generat",), "'generat': no such command; did you mean 'generate'?"),
             (("generate", "--sede", "3"), "--sede: no such flag; did you mean --seed?"),
             (("generate", "x", "--see", "3"), "--see: no such flag; did you mean --seed?"),
@@ -274,13 +274,18 @@ class TestReplay:
         assert "/nowhere" in err
         assert run("replay", "a", "--model", str(wan_repo), "-o", "b.mp4")[:2] == (0, "b.mp4: made as a\n")
 
+    def test_it_shares_the_work_as_the_clip_was_shared(self, run: Run, in_folder: Path, wan_repo: Path) -> None:
+        run("generate", "a red kite", "--model", str(wan_repo), "-o", "a", "--generator.num_gpus", "2", *SMALL)
+        devices = media.read_metadata(Path("a"))["devices"]
+        assert (devices["num_gpus"], devices["cfg_size"]) == (2, 2)
+        assert run("replay", "a")[:2] == (0, "a_replay: the same, bit for bit, as a\n")
+        assert media.read_metadata(Path("a_replay"))["devices"] == devices
+
     def test_files_without_metadata(self, run: Run, in_folder: Path) -> None:
         Image.new("RGB", (8, 8)).save("plain.gif")
         code, _, err = run("replay", "plain.gif")
-        assert (code, err) == (
-            1,
-            "fastvideo: plain.gif: carries no FastVideo metadata; only files that fastvideo wrote do",
-        )
+        said = "fastvideo: plain.gif: carries no FastVideo metadata; only files that fastvideo wrote do"
+        assert (code, err) == (1, said)
         assert run("replay", "none.mp4")[::2] == (1, "fastvideo: none.mp4: no such file")
 
     def test_metadata_of_another_version(self, run: Run, clip: Path) -> None:

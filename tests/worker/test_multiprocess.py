@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.fixture(scope="module", autouse=True)
 def first_store() -> None:
     """What the first store of a process opens, a pipe of libuv's, stays for the next."""
-    multiprocess._store()
+    multiprocess.local_store()
     gc.collect()
 
 

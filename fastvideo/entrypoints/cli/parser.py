@@ -13,6 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from fastvideo import __version__
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.entrypoints.bench.cases import CASES
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.utils import nearest
 
@@ -38,6 +39,7 @@ COMMANDS = {
     "inspect": Command("fastvideo.entrypoints.cli.report:inspect", "show how a model repo maps to components"),
     "plan": Command("fastvideo.entrypoints.cli.plan:run", "show how a model would share its work among devices"),
     "verify": Command("fastvideo.entrypoints.cli.report:verify", "compare a model's output with the reference's"),
+    "bench": Command("fastvideo.entrypoints.bench.run:run", "measure speed and memory beside the reference"),
 }
 
 
@@ -130,7 +132,7 @@ def build_parser() -> Parser:
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     builders = {
         "generate": generate_flags, "replay": replay_flags, "inspect": model_flags, "verify": model_flags,
-        "plan": plan_flags,
+        "plan": plan_flags, "bench": bench_flags,
     }  # fmt: skip
     for name, command in COMMANDS.items():
         sub = Parser(description=f"{command.help[0].upper()}{command.help[1:]}.", print_config=None)
@@ -211,6 +213,28 @@ def plan_flags(parser: Parser) -> None:
     ):
         parser.add_argument(name, type=int | None, metavar="N", help=text)
     parser.add_argument("--fsdp", action="store_true", help="shard the weights over devices that would hold equal ones")
+
+
+def bench_flags(parser: Parser) -> None:
+    """The flags of `fastvideo bench`."""
+    parser.add_argument("cases", nargs="*", type=str, default=[], help="names or globs such as 'vae-*' (default: all)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of all implementations (default: 5)")
+    parser.add_argument("--precision", type=str, default="bf16", help="of the components: bf16 (default) or fp32")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--threads", type=int | None, metavar="N", help="of each process (default: PyTorch's choice)")
+    for name, text in (
+        ("--tiny", "sizes for tests: the numbers mean nothing"),
+        ("--full", "all layers; on CUDA also whole models at their own size"),
+        ("--no-compile", "leave out the compiled reference"),
+    ):
+        parser.add_argument(name, action="store_true", help=text)
+    for name, metavar, text in (
+        ("--output", "PAGE", "write the tables and how they came about, as Markdown"),
+        ("--json", "FILE", "write all numbers"),
+        ("--profile", "FOLDER", "write where the time goes, ours and the reference's, a file for each case"),
+    ):
+        parser.add_argument(name, type=str | None, metavar=metavar, help=text)
+    parser.epilog = textwrap.fill(f"The cases are {', '.join(case.name for case in CASES)}.", 80)
 
 
 def parse(argv: list[str]) -> tuple[str, Namespace]:

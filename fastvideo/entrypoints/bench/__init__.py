@@ -1,0 +1,1 @@
+"""`fastvideo bench`: ours beside `diffusers`, alternately, on the same weights."""
