@@ -1,4 +1,10 @@
-"""Normalisation layers."""
+"""Normalisation layers, and elementwise work on activations that goes through the cache in blocks.
+
+On a CPU, each elementwise step over all tokens is a trip through memory, and each of its temporaries a fresh range of
+pages. Where no gradient is wanted, `in_blocks` does all steps for some rows before it takes the next.
+"""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +12,55 @@ from torch import nn
 
 from fastvideo.distributed.groups import Group
 from fastvideo.layers.tensor_parallel import TensorParallel
+
+BLOCK_ELEMENTS = 1 << 17
+"""Of a block: its fp32 temporaries fit into a core's cache."""
+
+
+def in_blocks(function: Callable[..., torch.Tensor], x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """`function(x, *others)`, which works on each row [..., d] of tensors of one shape and gives `x`'s shape and dtype;
+    on a CPU without gradients, some rows at a time."""
+    plain = x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
+    rows = max(1, BLOCK_ELEMENTS // x.shape[-1]) * torch.get_num_threads()
+    if plain or x.numel() <= rows * x.shape[-1]:
+        return function(x, *others)
+    flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, *others)]
+    out = torch.empty(flat[0].shape, dtype=x.dtype)
+    for start in range(0, len(out), rows):
+        out[start : start + rows] = function(*(tensor[start : start + rows] for tensor in flat))
+    return out.view(x.shape)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """`x` [..., d] over its root mean square, times `weight` [d]: computed in fp32, in the dtype of `x`."""
+
+    def normalise(x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1] + eps)
+        return (wide * scale).mul_(weight.float()).to(x.dtype)
+
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    return in_blocks(normalise, x)
+
+
+def modulated_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
+    """The layer norm of `x` [B, L, d], times 1 + `scale`, plus `shift`, each [B, 1, d] fp32: computed in fp32, in the
+    dtype of `x` (adaptive layer norm of DiT, arXiv 2212.09748)."""
+    shape = (x.shape[-1],)
+    if x.device.type != "cpu" and x.dtype != torch.float32:
+        return (F.layer_norm(x.float(), shape, None, None, eps) * (1 + scale) + shift).to(x.dtype)
+    # one pass: the modulation is the norm's weight and bias, which stay in fp32 beside a bf16 input
+    parts = zip(x.split(1), (1 + scale).squeeze(1), shift.squeeze(1), strict=True)
+    normed = [F.layer_norm(one, shape, weight, bias, eps) for one, weight, bias in parts]
+    return normed[0] if len(normed) == 1 else torch.cat(normed)
+
+
+def gated_sum(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """`x` + `h` * `gate` for [B, L, d], [B, L, d] and [B, 1, d] fp32: computed in fp32, in the dtype of `x`."""
+    if len(x) > 1:
+        return torch.cat([gated_sum(*one) for one in zip(x.split(1), h.split(1), gate.split(1), strict=True)])
+    return in_blocks(lambda x, h: (x.float() + h * gate.view(-1)).to(x.dtype), x, h)
 
 
 class FP32LayerNorm(nn.LayerNorm):
@@ -24,10 +79,10 @@ class ShardedRMSNorm(nn.RMSNorm, TensorParallel):
         self.slice_parameter("weight", 0, group)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.eps is not None
         if self.group.size == 1:
-            return super().forward(x)
+            return rms_norm(x, self.weight, self.eps)
         wide = x.float()
         squares = self.group.all_reduce(wide.square().sum(dim=-1, keepdim=True))
-        assert self.eps is not None
         scale = torch.rsqrt(squares / self.shards["weight"].full + self.eps)
         return (wide * scale * self.weight.float()).to(x.dtype)

@@ -19,7 +19,7 @@ from fastvideo.configs.models.dits.wanvideo import WanVideoArchConfig
 from fastvideo.layers.embedding import apply_rotary, rotary_angles, timestep_embedding
 from fastvideo.layers.linear import ColumnLinear, RowLinear
 from fastvideo.layers.mlp import MLP
-from fastvideo.layers.norm import FP32LayerNorm, ShardedRMSNorm
+from fastvideo.layers.norm import FP32LayerNorm, ShardedRMSNorm, gated_sum, modulated_norm
 from fastvideo.models.dits.base import BaseDiT, BlockContext
 
 
@@ -92,23 +92,19 @@ class WanBlock(nn.Module):
     def __init__(self, arch: WanVideoArchConfig) -> None:
         super().__init__()
         dim, eps = arch.hidden_size, arch.eps
-        self.self_norm = FP32LayerNorm(dim, eps, elementwise_affine=False)
+        self.eps = eps
         self.self_attn = WanSelfAttention(dim, arch.num_attention_heads, eps)
         self.cross_norm = FP32LayerNorm(dim, eps) if arch.cross_attn_norm else nn.Identity()
         self.cross_attn = WanCrossAttention(dim, arch.num_attention_heads, eps)
-        self.ffn_norm = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.ffn = MLP(dim, arch.ffn_dim, dim)
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(self, x: torch.Tensor, context: WanContext) -> torch.Tensor:
         # fp32: in bf16 the modulation and the residual sums lose what the reference keeps
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation.float() + context.modulation).chunk(6, 1)
-        dtype = x.dtype
-        h = self.self_attn((self.self_norm(x) * (1 + scale) + shift).to(dtype), context.rotary)
-        x = (x.float() + h * gate).to(dtype)
-        x = x + self.cross_attn(self.cross_norm(x).to(dtype), context.text, context.text_bias)
-        h = self.ffn((self.ffn_norm(x) * (1 + ffn_scale) + ffn_shift).to(dtype))
-        return (x.float() + h * ffn_gate).to(dtype)
+        x = gated_sum(x, self.self_attn(modulated_norm(x, scale, shift, self.eps), context.rotary), gate)
+        x = x + self.cross_attn(self.cross_norm(x).to(x.dtype), context.text, context.text_bias)
+        return gated_sum(x, self.ffn(modulated_norm(x, ffn_scale, ffn_shift, self.eps)), ffn_gate)
 
 
 @lru_cache(maxsize=8)
@@ -145,7 +141,6 @@ class WanTransformer3DModel(BaseDiT[WanContext]):
         self.time_proj = nn.Linear(dim, 6 * dim)
         self.text_embedder = MLP(arch.text_dim, dim, dim)
         self.blocks = nn.ModuleList(WanBlock(arch) for _ in range(arch.num_layers))
-        self.norm_out = FP32LayerNorm(dim, arch.eps, elementwise_affine=False)
         self.proj_out = nn.Linear(dim, arch.out_channels * math.prod(arch.patch_size))
         self.modulation_out = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
 
@@ -183,7 +178,7 @@ class WanTransformer3DModel(BaseDiT[WanContext]):
     def project(self, tokens: torch.Tensor, context: WanContext) -> torch.Tensor:
         """Patches of the velocity."""
         shift, scale = (self.modulation_out.float() + context.temb.float().unsqueeze(1)).chunk(2, dim=1)
-        return self.proj_out((self.norm_out(tokens) * (1 + scale) + shift).to(tokens.dtype))
+        return self.proj_out(modulated_norm(tokens, scale, shift, self.arch.eps))
 
     def unpatchify(self, patches: torch.Tensor, context: WanContext) -> torch.Tensor:
         """The velocity [B, C, T, H, W]."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastvideo.configs.models.vaes.wanvae import WanVAEArchConfig
+from fastvideo.layers.norm import rms_norm
 from fastvideo.models.vaes.base import BaseVAE, Neighbourhood, Past
 
 
@@ -52,8 +53,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x` [B, C, ...]: reduced over C, which is the contiguous dimension of a channels-last tensor."""
-        y = F.rms_norm(x.movedim(1, -1), (x.shape[1],), self.gamma.flatten(), eps=1e-24)
-        return y.movedim(-1, 1)
+        return rms_norm(x.movedim(1, -1), self.gamma.flatten(), eps=1e-24).movedim(-1, 1)
 
 
 class ResidualBlock(nn.Module):
