@@ -122,7 +122,9 @@ class Rank:
         control = self.groups.control
         listener = report if self.groups.rank == 0 else no_report
         agreed = Control(cancel=AgreedCancel(cancelled, control), report=listener)
+        given = batch.control
         batch = self._pipeline.forward(dataclasses.replace(batch, control=agreed))
+        batch.control = given  # the other would keep the group of all ranks alive
         self._platform.synchronize()
         if self.groups.rank > 0:
             batch.video = None  # it has no frames

@@ -1,7 +1,10 @@
 """The executor under `torchrun`: every process runs the same program, and is one rank."""
 
+import atexit
+import gc
 import hashlib
 import threading
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -19,17 +22,25 @@ FILES_TIMEOUT = timedelta(days=1)
 """For rank 0 to write a video or to hash weights; should it die, `torchrun` ends the others."""
 
 
+_executors: "weakref.WeakSet[TorchrunExecutor]" = weakref.WeakSet()
+"""Those of this process."""
+
+
 class TorchrunExecutor:
     """Runs this process's rank. All processes make the same calls in the same order, and get the same results."""
 
     def __init__(self, plan: Plan, launched: Launched) -> None:
         """Join the others and load; raises as `Rank`."""
         quieten(launched.rank)
+        made_group = not dist.is_initialized()
         self._rank: Rank | None = Rank(plan, rank=launched.rank, local_rank=launched.local_rank)
         self._first = launched.rank == 0
-        self._files = dist.new_group(backend="gloo", timeout=FILES_TIMEOUT)
+        self._files: dist.ProcessGroup | None = dist.new_group(backend="gloo", timeout=FILES_TIMEOUT)
         # one request at a time: a pipeline's scheduler remembers where in the schedule it is
         self._lock = threading.Lock()
+        _executors.add(self)
+        if made_group:
+            atexit.register(_leave)
 
     @property
     def attention_backend(self) -> str:
@@ -72,7 +83,11 @@ class TorchrunExecutor:
     def shutdown(self) -> None:
         """Free the pipeline; waits for a batch that is running. The process group stays, for other generators."""
         with self._lock:
-            self._rank = None
+            self.free()
+
+    def free(self) -> None:
+        """Let go of the pipeline and of what it talks through, whether a batch runs or not."""
+        self._rank = self._files = None
 
     def _check_same(self, batch: ForwardBatch) -> None:
         """Check that all processes ask for the same, apart from where it goes."""
@@ -99,3 +114,16 @@ class TorchrunExecutor:
         if self._rank is None:
             raise RuntimeError("the executor was shut down")
         return self._rank
+
+
+def _leave() -> None:
+    """End the process groups and their threads while there is an interpreter.
+
+    A thread of gloo's may let go of the last tensor that it sent after the program has it back. Should the interpreter
+    have ended by then, that aborts the process.
+    """
+    for executor in _executors:
+        executor.free()
+    gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()
