@@ -8,8 +8,8 @@
 The model of a step: each device computes its share of the FLOPs at the rate of one device; what it sends takes bytes
 over bandwidth, and a latency a message. Ulysses, tensor-parallel sums and the last gather are waited for; a ring's keys
 and values travel while attention computes, so only what takes longer than that counts; merging its blocks reads and
-writes the output once more for each. Links are the same between all
-devices: a machine with fewer NVLink devices than the layout needs is worse than its line.
+writes the output once more for each. Links are the same between all devices: a machine with fewer NVLink devices than
+the layout needs is worse than its line.
 """
 
 import argparse
@@ -54,12 +54,12 @@ LINKS = (
 )
 
 
-def flops(arch: WanVideoArchConfig, shape: TransformerShape) -> tuple[float, float]:
-    """Of one prediction: of the linear layers and cross-attention, and of self-attention."""
-    tokens, width, layers = shape.tokens(GRID), shape.hidden, shape.layers
+def flops(arch: WanVideoArchConfig, tokens: int) -> tuple[float, float]:
+    """Of all blocks on a sequence: of the linear layers and cross-attention, and of self-attention."""
+    width = arch.hidden_size
     # query, key, value, output; query and output of cross-attention; the perceptron
     linear = 2 * tokens * (6 * width**2 + 2 * width * arch.ffn_dim) + 4 * TEXT * width**2 + 4 * tokens * TEXT * width
-    return layers * float(linear), layers * 4.0 * tokens**2 * width
+    return arch.num_layers * float(linear), arch.num_layers * 4.0 * tokens**2 * width
 
 
 def step_shape(shape: TransformerShape) -> StepShape:
@@ -82,7 +82,9 @@ class Device:
 def step_seconds(arch: WanVideoArchConfig, layout: Layout, link: Link, device: Device) -> float:
     """Of one guided step."""
     shape = arch.transformer_shape
-    linear, attention = (x * (2 // layout.cfg) / (layout.tp * layout.sp) / device.rate for x in flops(arch, shape))
+    linear, attention = (
+        x * (2 // layout.cfg) / (layout.tp * layout.sp) / device.rate for x in flops(arch, shape.tokens(GRID))
+    )
     sent = bytes_sent(step_shape(shape), layout)
     predictions = 2 // layout.cfg
     messages = {
@@ -128,8 +130,7 @@ def measured_rate(device: str, dtype: torch.dtype, tokens: int) -> float:
             started = time.perf_counter()
             float(block(x, context).sum())  # waits for the device
             seconds.append(time.perf_counter() - started)
-    linear = 2 * tokens * (6 * width**2 + 2 * width * arch.ffn_dim) + 4 * TEXT * width**2 + 4 * tokens * TEXT * width
-    return (linear + 4 * tokens**2 * width) / sorted(seconds[1:])[2]
+    return sum(flops(arch, tokens)) / sorted(seconds[1:])[2]
 
 
 def count() -> None:
@@ -158,7 +159,7 @@ def table(device: Device) -> list[tuple[str, str, int, Layout, float, float]]:
     """Model, link, devices, the fastest layout, seconds of a step, and the share of a perfect division."""
     rows = []
     for name, arch in SIZES.items():
-        alone = sum(flops(arch, arch.transformer_shape)) * 2 / device.rate
+        alone = sum(flops(arch, arch.transformer_shape.tokens(GRID))) * 2 / device.rate
         for link in LINKS:
             for devices in (2**n for n in range(7)):
                 best = min(layouts(arch, devices), key=lambda one: step_seconds(arch, one, link, device))

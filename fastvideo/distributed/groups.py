@@ -131,29 +131,28 @@ def _bytes(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous().view(-1).view(torch.uint8)
 
 
-def _alone(name: str) -> Group:
-    return Group(name)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Groups:
     """The groups that this rank is in. The default is one rank by itself."""
 
     layout: Layout = field(default_factory=Layout)
-    rank: int = 0
-    """Of this process among all."""
-    world: Group = field(default_factory=lambda: _alone("world"))
+    world: Group = field(default_factory=lambda: Group("world"))
     """All ranks."""
-    control: Group = field(default_factory=lambda: _alone("control"))
+    control: Group = field(default_factory=lambda: Group("control"))
     """All ranks, for small tensors on the CPU whatever the device."""
-    tp: Group = field(default_factory=lambda: _alone("tp"))
-    ulysses: Group = field(default_factory=lambda: _alone("ulysses"))
-    ring: Group = field(default_factory=lambda: _alone("ring"))
-    sp: Group = field(default_factory=lambda: _alone("sp"))
+    tp: Group = field(default_factory=lambda: Group("tp"))
+    ulysses: Group = field(default_factory=lambda: Group("ulysses"))
+    ring: Group = field(default_factory=lambda: Group("ring"))
+    sp: Group = field(default_factory=lambda: Group("sp"))
     """The ring of Ulysses groups: rank = ring rank * ulysses size + ulysses rank."""
-    cfg: Group = field(default_factory=lambda: _alone("cfg"))
+    cfg: Group = field(default_factory=lambda: Group("cfg"))
     replicas: DeviceMesh | None = None
     """The ranks that hold equal weights; what FSDP shards over. None on one rank."""
+
+    @property
+    def rank(self) -> int:
+        """Of this process among all."""
+        return self.world.rank
 
 
 ONE_RANK = Groups()
@@ -180,7 +179,6 @@ def build_groups(layout: Layout, device_type: str) -> Groups:
     control = world if device_type == "cpu" else dist.new_group(backend="gloo")
     return Groups(
         layout=layout,
-        rank=dist.get_rank(),
         world=Group("world", world),
         control=Group("control", control),
         sp=Group("sp", sp.get_group()),

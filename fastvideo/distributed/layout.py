@@ -61,3 +61,11 @@ class Layout:
         ]
         parts += [name for name in ("fsdp", "vae") if getattr(self, name)]
         return " ".join(parts) or "one device"
+
+
+def part_of(extent: int, rank: int, size: int) -> tuple[int, int]:
+    """Start and stop of the part of rank `rank` of `size` among `extent` things in order: equal parts, of which the
+    last ones may be shorter or empty. It is how FSDP divides too."""
+    part = -(-extent // size)
+    start = min(rank * part, extent)
+    return start, min(start + part, extent)

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from fastvideo.distributed.layout import part_of
+
 
 def shard_weights(model: nn.Module, blocks: nn.ModuleList, mesh: DeviceMesh, *, offload: bool = False) -> None:
     """Shard the parameters of `model` along their first dimension over `mesh`.
@@ -37,6 +39,5 @@ def local_rows(parameter: torch.Tensor) -> tuple[torch.Tensor, int, int]:
     from torch.distributed.tensor import DTensor
 
     assert isinstance(parameter, DTensor)
-    part = -(-rows // parameter.device_mesh.size())
-    start = min(parameter.device_mesh.get_local_rank() * part, rows)
-    return parameter.to_local(), start, min(start + part, rows)
+    mesh = parameter.device_mesh
+    return parameter.to_local(), *part_of(rows, mesh.get_local_rank(), mesh.size())

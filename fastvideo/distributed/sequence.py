@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from fastvideo.distributed.groups import Groups
+from fastvideo.distributed.layout import part_of
 
 
 class Attend(Protocol):
@@ -85,10 +86,9 @@ class SequenceShard:
 
     def _part(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         group = self.groups.sp
-        part = -(-self.length // group.size)
-        start = min(group.rank * part, self.length)
-        stop = min(start + part, self.length)
-        return _pad(x.narrow(dim, start, stop - start), dim, part - (stop - start))
+        start, stop = part_of(self.length, group.rank, group.size)
+        most = part_of(self.length, 0, group.size)[1]
+        return _pad(x.narrow(dim, start, stop - start), dim, most - (stop - start))
 
 
 def merge_attention(

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from fastvideo.distributed.layout import part_of
+
 
 @dataclass(frozen=True)
 class TensorShard:
@@ -14,7 +16,5 @@ class TensorShard:
     """Extent of the whole parameter along `dim`."""
 
     def bounds(self, extent: int) -> tuple[int, int]:
-        """Start and stop of this rank's slice of `extent` entries: equal slices, of which the last may be shorter."""
-        part = -(-extent // self.size)
-        start = min(self.rank * part, extent)
-        return start, min(start + part, extent)
+        """Start and stop of this rank's slice of `extent` entries."""
+        return part_of(extent, self.rank, self.size)

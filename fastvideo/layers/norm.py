@@ -17,12 +17,16 @@ BLOCK_ELEMENTS = 1 << 17
 """Of a block: its fp32 temporaries fit into a core's cache."""
 
 
+def blocks_help(x: torch.Tensor) -> bool:
+    """Whether elementwise work on `x` gains from going through the cache in blocks, and nothing forbids it."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 def in_blocks(function: Callable[..., torch.Tensor], x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
     """`function(x, *others)`, which works on each row [..., d] of tensors of one shape and gives `x`'s shape and dtype;
-    on a CPU without gradients, some rows at a time."""
-    plain = x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
+    some rows at a time where that helps."""
     rows = max(1, BLOCK_ELEMENTS // x.shape[-1]) * torch.get_num_threads()
-    if plain or x.numel() <= rows * x.shape[-1]:
+    if not blocks_help(x) or x.numel() <= rows * x.shape[-1]:
         return function(x, *others)
     flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, *others)]
     out = torch.empty(flat[0].shape, dtype=x.dtype)
@@ -39,7 +43,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         scale = torch.rsqrt(torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1] + eps)
         return (wide * scale).mul_(weight.float()).to(x.dtype)
 
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not blocks_help(x):
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
     return in_blocks(normalise, x)
 

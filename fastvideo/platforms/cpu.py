@@ -43,7 +43,7 @@ class CPUPlatform(Platform):
         return max(0, min(available, limit - used + cached))
 
     def peak_memory(self) -> int:
-        peak = _field(Path("/proc/self/status"), "VmHWM:", 1024)
+        peak = process_memory("VmHWM")
         if peak is not None:
             return peak
         import resource
@@ -60,6 +60,11 @@ class CPUPlatform(Platform):
 
     def synchronize(self) -> None:
         return
+
+
+def process_memory(field: str) -> int | None:
+    """Bytes that a field of `/proc/self/status`, such as VmRSS, says of this process; None where there is none."""
+    return _field(Path("/proc/self/status"), f"{field}:", 1024)
 
 
 def _field(path: Path, field: str, unit: int = 1) -> int | None:

@@ -23,7 +23,7 @@ from fastvideo import envs
 from fastvideo.logger import init_logger
 from fastvideo.worker import shared
 from fastvideo.worker.process import CANCEL, DONE, ERROR, REPORT, RUN, STACK, START, VIDEO
-from fastvideo.worker.rank import Plan, Threads
+from fastvideo.worker.rank import Plan, Threads, open_store
 from fastvideo.worker.supervised import Crew, Loaded, Made, SupervisedExecutor
 from fastvideo.worker.tally import MEMORY_HINT, Died, Event, Failed, Finished, Reported, Stack
 
@@ -41,6 +41,8 @@ serve(connection, int(sys.argv[2]), int(sys.argv[3]))
 """What a worker runs. It is a new interpreter which knows nothing of the program that started it: `multiprocessing`
 would import that program's main module, and so run a script again that has no `if __name__ == "__main__"`."""
 
+LOCALHOST = "127.0.0.1"
+"""Where the workers meet: only this machine can reach it."""
 END_SECONDS = 2.0
 """For workers to end by themselves when their pipe closes."""
 
@@ -74,7 +76,7 @@ class ProcessCrew(Crew):
         self.world = plan.layout.world
         self._number = 0
         self._workers: list[_Worker] = []
-        store, port = local_store()
+        store, port = open_store(LOCALHOST)
         self._end = weakref.finalize(self, _end, self._workers, [store], os.getpid())
         try:
             for rank in range(self.world):
@@ -155,14 +157,6 @@ class ProcessCrew(Crew):
         except (EOFError, OSError):
             worker.gone = True
             return [_death(worker)]
-
-
-def local_store() -> tuple[dist.TCPStore, int]:
-    """Where the workers meet: a store that only this machine can reach, and its port, which the system chose."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
-    return store, port
 
 
 def _start(rank: int) -> _Worker:

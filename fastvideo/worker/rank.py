@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -147,6 +148,14 @@ def _join(plan: Plan, rank: int, local_rank: int, store: dist.Store | None) -> N
     store.set(f"fastvideo/{rank}", "")
     store.wait([f"fastvideo/{other}" for other in range(world)], MEETING_TIMEOUT)
     dist.init_process_group(BACKENDS[device_type], store=store, rank=rank, world_size=world, **options)
+
+
+def open_store(address: str) -> tuple[dist.TCPStore, int]:
+    """A store where ranks meet that listens on `address` alone, and its port, which the system chose."""
+    listener = socket.create_server((address, 0))
+    port = listener.getsockname()[1]
+    store = dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    return store, port
 
 
 def quieten(rank: int) -> None:

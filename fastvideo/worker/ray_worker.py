@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import socket
 import sys
 import threading
 import traceback
@@ -15,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from fastvideo.pipelines.pipeline_batch_info import Progress
-from fastvideo.worker.rank import Rank, quieten
+from fastvideo.worker.rank import Rank, open_store, quieten
 from fastvideo.worker.supervised import Loaded
 from fastvideo.worker.tally import Failure, Stack
 
@@ -63,11 +62,7 @@ class RayWorker:
         import ray
 
         address = ray.util.get_node_ip_address()
-        listener = socket.create_server((address, 0))
-        port = listener.getsockname()[1]
-        self._store = dist.TCPStore(
-            address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-        )
+        self._store, port = open_store(address)
         return address, port
 
     def start(self, rank: int, neighbours: int, order: bytes) -> Outcome:

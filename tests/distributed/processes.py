@@ -33,10 +33,11 @@ class Processes:
     """`size` processes with a gloo group over all of them."""
 
     def __init__(self, size: int) -> None:
-        from fastvideo.worker.multiprocess import local_store
+        from fastvideo.worker.multiprocess import LOCALHOST
+        from fastvideo.worker.rank import open_store
 
         self.size = size
-        self._store, port = local_store()
+        self._store, port = open_store(LOCALHOST)
         context = multiprocessing.get_context("spawn")
         self._workers = []
         self._connections: list[Connection] = []

@@ -17,6 +17,7 @@ from fastvideo.pipelines.pipeline_batch_info import Cancelled, Control, Progress
 from fastvideo.worker import multiprocess
 from fastvideo.worker.executor import Executor, WorkerError
 from fastvideo.worker.multiprocess import MultiProcessExecutor, ProcessCrew
+from fastvideo.worker.rank import open_store
 from tests.pipelines.stand_ins import make_batch
 from tests.worker.acting import STAGES, acting_plan
 from tests.worker.leftovers import Traces, alive, children_of, seconds_of, wait_for_end
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.fixture(scope="module", autouse=True)
 def first_store() -> None:
     """What the first store of a process opens, a pipe of libuv's, stays for the next."""
-    multiprocess.local_store()
+    open_store(multiprocess.LOCALHOST)
     gc.collect()
 
 

@@ -45,6 +45,18 @@ def run(*command: str, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, *command], env=env, start_new_session=True, **pipes, **options)
 
 
+def long_run(model: Path, folder: Path) -> subprocess.Popen[str]:
+    """`fastvideo generate` on two processes in `folder`, which has loaded and goes on for long."""
+    program = run(
+        "-m", "fastvideo.entrypoints.cli", "generate", "x", "--model", str(model), "-o", "a.mp4", "--size", "48x32",
+        "--frames", "5", "--steps", "900", "--generator.num_gpus", "2", cwd=folder,
+    )  # fmt: skip
+    assert program.stderr is not None
+    while "loaded on" not in program.stderr.readline():
+        assert program.poll() is None
+    return program
+
+
 def test_a_script_makes_what_one_process_makes(wan_repo: Path, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     fields = json.dumps({"prompt": CAT, **SMALL})
@@ -66,13 +78,7 @@ def test_a_script_makes_what_one_process_makes(wan_repo: Path, tmp_path: Path) -
 
 
 def test_ctrl_c_stops_at_the_next_step_and_leaves_nothing(wan_repo: Path, tmp_path: Path) -> None:
-    program = run(
-        "-m", "fastvideo.entrypoints.cli", "generate", "x", "--model", str(wan_repo), "-o", "a.mp4", "--size", "48x32",
-        "--frames", "5", "--steps", "900", "--generator.num_gpus", "2", cwd=tmp_path,
-    )  # fmt: skip
-    assert program.stderr is not None
-    while "loaded on" not in program.stderr.readline():
-        assert program.poll() is None
+    program = long_run(wan_repo, tmp_path)
     workers = list(children_of(program.pid))
     assert len(workers) == 2
     time.sleep(1)
@@ -110,13 +116,7 @@ def test_ctrl_c_while_they_start(wan_repo: Path, tmp_path: Path, seconds: float)
 
 @pytest.mark.distributed
 def test_a_repo_that_is_refused_and_a_worker_that_dies_in_one_line(wan_repo: Path, tmp_path: Path) -> None:
-    program = run(
-        "-m", "fastvideo.entrypoints.cli", "generate", "x", "--model", str(wan_repo), "-o", "a.mp4", "--size", "48x32",
-        "--frames", "5", "--steps", "900", "--generator.num_gpus", "2", cwd=tmp_path,
-    )  # fmt: skip
-    assert program.stderr is not None
-    while "loaded on" not in program.stderr.readline():
-        assert program.poll() is None
+    program = long_run(wan_repo, tmp_path)
     time.sleep(1)
     os.kill(max(children_of(program.pid)), signal.SIGKILL)
     out, err = program.communicate(timeout=60)

@@ -192,10 +192,6 @@ class ArchConfig:
         """What the tensor-parallel degree must divide, by name; empty when the model is whole on every rank."""
         return {}
 
-    def in_fp32(self, parameter: str) -> bool:
-        """Whether the parameter of that name stays in fp32."""
-        return any(part in parameter for part in self.keep_fp32)
-
     @property
     def param_names_mapping(self) -> ParamNamesMapping:
         """Names in a Diffusers or Transformers repo."""

@@ -19,6 +19,7 @@ from fastvideo.entrypoints.bench.wan import KINDS, Inputs, load_repo
 from fastvideo.entrypoints.verify import BF16_NOISE, FP32_BOUND, largest_difference, root_mean_square
 from fastvideo.models.loader.checkpoint import read_header
 from fastvideo.platforms import DTYPES, Platform, current_platform
+from fastvideo.platforms.cpu import process_memory
 
 SEED = 11
 PROFILED_OPS = 30
@@ -183,7 +184,7 @@ def measure_peak(name: str, settings: Settings, work: Path, peer: str) -> Result
         torch.compile(torch.nn.functional.silu)(torch.ones(8, device=platform.device))
     repo, inputs = component_repo(case, settings, work), inputs_of(case, settings)
     gc.collect()
-    before = resident()
+    before = process_memory("VmRSS")
     run = loader.load(repo, kind, settings.precision, settings.device)
     if peer == COMPILED:
         run(inputs)
@@ -203,15 +204,6 @@ def _with_peak(run: Callable[[], Any], result: Result, peer: str, before: int | 
     if platform.device_type != "cpu":
         result.device_peak[peer] = platform.peak_memory()
     return result
-
-
-def resident() -> int | None:
-    """Bytes of memory that this process holds; None where the system does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
 
 
 def full_repo(case: Case, settings: Settings, work: Path) -> Path:
@@ -235,7 +227,7 @@ def measure_load(name: str, settings: Settings, work: Path, peer: str) -> Result
     repo = full_repo(case, settings, work)
     load_repo(SHIPPED_MODEL, settings.device, peer)
     gc.collect()
-    before = resident()
+    before = process_memory("VmRSS")
     result = Result(case=name, about=case.about, weights=weight_bytes(repo, torch.bfloat16))
 
     def load() -> None:

@@ -7,7 +7,7 @@ from jsonargparse import Namespace
 from fastvideo.distributed.layout import Layout
 from fastvideo.entrypoints.cli.report import table
 from fastvideo.fastvideo_args import DEGREES, FastVideoArgs
-from fastvideo.models.loader.plan import ModelNumbers, layout_of, numbers_of, step_shape
+from fastvideo.models.loader.plan import ModelNumbers, blueprints_of, layout_of, numbers_of, step_shape
 from fastvideo.utils import require
 
 GB = 1e9
@@ -31,7 +31,8 @@ def run(options: Namespace) -> int:
     args = FastVideoArgs.from_kwargs(options.model, num_gpus=count, precision=options.precision, **asked)
     repo = resolve_repo(args.model)
     config = args.resolved_pipeline_config(resolve(repo.entry.pipeline_config)())
-    numbers, shape = numbers_of(repo, config), step_shape(repo, config, resolve(repo.entry.sampling)())
+    plans = blueprints_of(repo)
+    numbers, shape = numbers_of(plans, repo.entry, config), step_shape(plans, config, resolve(repo.entry.sampling)())
     memory = options.memory * GB if options.memory else current_platform().total_memory()
     chosen = layout_of(numbers, args, memory=int(memory), vae=config.vae_sp is not False)
     rows = [("layout", "weights of a device", "sent by a device in a step", "asked for with")]

@@ -1,17 +1,18 @@
 """Which layout a model gets on a number of devices, from its numbers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fastvideo.configs.pipelines.base import PipelineConfig
+from fastvideo.configs.registry import ModelEntry
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.distributed.cost import StepShape
 from fastvideo.distributed.layout import Layout
 from fastvideo.fastvideo_args import DEGREES, FastVideoArgs
 from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.encoders.base import TextEncoder
-from fastvideo.models.loader.component_loader import blueprint
+from fastvideo.models.loader.component_loader import Blueprint, blueprint
 from fastvideo.models.loader.repo import Repo, weight_sources
 from fastvideo.platforms import DTYPES, current_platform
 from fastvideo.utils import require, resolve
@@ -40,16 +41,23 @@ class ModelNumbers:
         return self.spread_bytes // layout.tp // (layout.replicas if layout.fsdp else 1) + self.whole_bytes
 
 
-def numbers_of(repo: Repo, pipeline_config: PipelineConfig, device: str = "auto") -> ModelNumbers:
-    """The numbers of `repo`, from its configs and the headers of its weight files.
+def blueprints_of(repo: Repo) -> list[Blueprint]:
+    """The components of `repo` that have weights, from its configs and the headers of its weight files.
 
     Raises:
         ValueError: a component is not registered, or its weights do not fit its config.
     """
+    return [blueprint(source) for source in weight_sources(repo)]
+
+
+def numbers_of(
+    plans: Sequence[Blueprint], entry: ModelEntry, pipeline_config: PipelineConfig, device: str = "auto"
+) -> ModelNumbers:
+    """The numbers of a repo whose components are `plans`."""
     platform = current_platform(device)
     heads, widths, spread, whole = 0, dict[str, int](), 0, 0
-    for source in weight_sources(repo):
-        plan = blueprint(source)
+    for plan in plans:
+        source = plan.source
         nbytes = plan.parameters * platform.dtype(pipeline_config.precision_of(source.name)).itemsize
         if isinstance(plan.model, BaseDiT | TextEncoder):
             spread += nbytes
@@ -58,22 +66,22 @@ def numbers_of(repo: Repo, pipeline_config: PipelineConfig, device: str = "auto"
             whole += nbytes
         if plan.arch.transformer_shape is not None:
             heads = math.gcd(heads, plan.arch.transformer_shape.heads)
-    sampling: SamplingParam = resolve(repo.entry.sampling)()
+    sampling: SamplingParam = resolve(entry.sampling)()
     return ModelNumbers(
         heads=heads, widths=widths, spread_bytes=spread, whole_bytes=whole, guided=sampling.guidance_scale > 1
     )
 
 
-def step_shape(repo: Repo, pipeline_config: PipelineConfig, sampling: SamplingParam) -> StepShape:
-    """The sizes of a denoising step of `repo` for one video of `sampling`.
+def step_shape(plans: Sequence[Blueprint], pipeline_config: PipelineConfig, sampling: SamplingParam) -> StepShape:
+    """The sizes of a denoising step of a repo whose components are `plans`, for one video of `sampling`.
 
     Raises:
-        ValueError: as in `numbers_of`, or the repo has no diffusion transformer or no VAE.
+        ValueError: it has no diffusion transformer or no VAE.
     """
-    plans = {source.name: blueprint(source) for source in weight_sources(repo)}
-    shapes = [plan.arch.transformer_shape for plan in plans.values() if plan.arch.transformer_shape is not None]
-    scales = [plan.arch.latent_scale for plan in plans.values() if plan.arch.latent_scale is not None]
-    require(bool(shapes and scales), "model", repo.model, "has no diffusion transformer with a VAE to plan for")
+    shapes = [plan.arch.transformer_shape for plan in plans if plan.arch.transformer_shape is not None]
+    scales = [plan.arch.latent_scale for plan in plans if plan.arch.latent_scale is not None]
+    names = [plan.source.name for plan in plans]
+    require(bool(shapes and scales), "components", names, "have no diffusion transformer with a VAE to plan for")
     shape, (time, space) = shapes[0], scales[0]
     grid = ((sampling.num_frames - 1) // time + 1, sampling.height // space, sampling.width // space)
     itemsize = DTYPES[pipeline_config.dit_precision].itemsize
@@ -85,7 +93,7 @@ def step_shape(repo: Repo, pipeline_config: PipelineConfig, sampling: SamplingPa
         patch=shape.channels * math.prod(shape.patch_size),
         latents=shape.channels * math.prod(grid),
         itemsize=itemsize,
-        weight_bytes=sum(p.parameters for p in plans.values() if isinstance(p.model, BaseDiT)) * itemsize,
+        weight_bytes=sum(p.parameters for p in plans if isinstance(p.model, BaseDiT)) * itemsize,
     )
 
 
@@ -93,7 +101,7 @@ def choose_layout(repo: Repo, args: FastVideoArgs, pipeline_config: PipelineConf
     """The layout of `repo` on `args.num_gpus` devices; reads no weight.
 
     Raises:
-        ValueError: as in `numbers_of` and `layout_of`.
+        ValueError: as in `blueprints_of` and `layout_of`.
     """
     vae = pipeline_config.vae_sp
     if args.num_gpus == 1:
@@ -103,7 +111,7 @@ def choose_layout(repo: Repo, args: FastVideoArgs, pipeline_config: PipelineConf
     if platform.device_type == "cpu":
         for name in ("dit_cpu_offload", "text_encoder_cpu_offload"):
             require(not getattr(args, name), name, True, "the weights are in host memory already", "leave it False")
-    numbers = numbers_of(repo, pipeline_config, args.device)
+    numbers = numbers_of(blueprints_of(repo), repo.entry, pipeline_config, args.device)
     # the processes of one host share its memory
     memory = platform.total_memory() // (args.num_gpus if platform.device_type == "cpu" else 1)
     return layout_of(numbers, args, memory=memory, vae=vae is not False)

@@ -12,6 +12,7 @@ from fastvideo.distributed.vae_split import FrameSplit, Grid, split_grid
 from fastvideo.layers.tensor_parallel import shard_layers
 from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.encoders.base import TextEncoder
+from fastvideo.models.loader.weights import dtype_of
 from fastvideo.models.vaes.base import BaseVAE
 
 
@@ -41,7 +42,7 @@ def spread_weights(
         assert groups.replicas is not None
         for name, parameter in list(model.named_parameters()):
             owner_name, _, leaf = name.rpartition(".")
-            typed = torch.empty_like(parameter, dtype=torch.float32 if arch.in_fp32(name) else dtype)
+            typed = torch.empty_like(parameter, dtype=dtype_of(name, dtype, arch.keep_fp32))
             setattr(model.get_submodule(owner_name), leaf, nn.Parameter(typed, requires_grad=False))
         shard_weights(model, model.blocks, groups.replicas, offload=offload)
         model.to_empty(device="cpu" if offload else device)

@@ -68,6 +68,11 @@ def plan_loading(
     return targets
 
 
+def dtype_of(parameter: str, dtype: torch.dtype, keep_fp32: Collection[str]) -> torch.dtype:
+    """Of the parameter of that name: fp32 when the name contains one of `keep_fp32`, else `dtype`."""
+    return torch.float32 if any(part in parameter for part in keep_fp32) else dtype
+
+
 def load_into(
     model: nn.Module,
     files: Iterable[Path],
@@ -103,7 +108,7 @@ def load_into(
     targets = plan_loading(model, merge_headers(read_header(path) for path in paths), mapping, what)
     for name, tensor in stream_tensors(paths, targets):
         target = targets[name]
-        wanted = torch.float32 if any(part in target.name for part in keep_fp32) else dtype or torch.float32
+        wanted = dtype_of(target.name, dtype or torch.float32, keep_fp32)
         with torch.no_grad():
             parameter = _allocated(model, target.name, wanted, torch.device(device))
             _fill(parameter, tensor, target, _shard_of(model, target.name))
