@@ -209,7 +209,7 @@ def run_stage(frames: int, offset: float) -> tuple[torch.Tensor, list[tuple[int,
     vae, world = make_vae(), Group("world", dist.group.WORLD)
     vae.split, vae.chunk = FrameSplit(world, lambda *sizes: TIME), 1
     stage, seen = DecodingStage(vae), []
-    stage.groups = Groups(rank=world.rank, world=world, control=world)
+    stage.groups = Groups(world=world, control=world)
     batch = make_batch(control=Control(report=lambda progress: seen.append((progress.step, progress.total))))
     batch.latents = latents_of(Case(frames)) + offset
     try:
