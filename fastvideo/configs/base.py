@@ -18,7 +18,7 @@ class Assignable:
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
         """The names of all fields."""
-        return tuple(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+        return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
 
     def update(self, **values: Any) -> None:
         """Assign each of `values` to the field of that name; nothing is assigned when one name is unknown.

@@ -2,6 +2,7 @@
 
 import platform
 from importlib import metadata as installed
+from pathlib import Path
 from typing import Any
 
 from fastvideo import __version__
@@ -30,6 +31,7 @@ def clip_metadata(
     attention_backend: str,
     device: str,
     threads: int,
+    inputs: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """The metadata of the clip that is number `index` of the `num_videos_per_prompt` of one prompt.
 
@@ -39,12 +41,14 @@ def clip_metadata(
         attention_backend: the one that ran, not the one that was asked for.
         device: the type of the one that ran.
         threads: of torch on the CPU, as the order of additions depends on them.
+        inputs: the SHA-256 of the pixels of each image or video that the model was shown, by its name.
     """
-    request = {name: value for name, value in sampling.to_dict().items() if name not in NOT_CONTENT}
+    request = {name: plain(value) for name, value in sampling.to_dict().items() if name not in NOT_CONTENT}
     return {
         "fastvideo": __version__,
         "request": {"prompt": prompt, **request},
         "index": index,
+        "inputs": inputs or {},
         "model": {"name": args.model, "revision": args.revision, "weights": weights},
         "pipeline_config": pipeline_config.to_dict(),
         "precision": args.precision,
@@ -56,6 +60,13 @@ def clip_metadata(
         "threads": threads,
         "versions": versions(),
     }
+
+
+def plain(value: Any) -> Any:
+    """`value` with paths as text, as JSON has them."""
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def versions() -> dict[str, str]:

@@ -10,17 +10,18 @@ from typing import Any, NoReturn, overload
 
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.registry import ModelEntry
-from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.configs.sample.base import MEDIA, SamplingParam
 from fastvideo.entrypoints.media import Frames, output_file, output_files, write_video
+from fastvideo.entrypoints.media_inputs import digests, fitted, read_media
 from fastvideo.entrypoints.metadata import clip_metadata
 from fastvideo.entrypoints.result import GenerationResult, to_frames
 from fastvideo.entrypoints.watch import ProgressBar, interrupt_cancels
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
-from fastvideo.models.loader.plan import choose_layout
+from fastvideo.models.loader.plan import choose_layout, frame_multiple
 from fastvideo.models.loader.repo import Repo, resolve_repo
 from fastvideo.models.loader.weights import weight_hashes
-from fastvideo.pipelines.pipeline_batch_info import CancelToken, Control, ForwardBatch, Progress, written
+from fastvideo.pipelines.pipeline_batch_info import CancelToken, Control, ForwardBatch, MediaInputs, Progress, written
 from fastvideo.pipelines.stages.input_validation import check_prompts
 from fastvideo.platforms import current_platform
 from fastvideo.utils import require, require_known, resolve
@@ -29,7 +30,7 @@ from fastvideo.worker.start import start_executor
 
 logger = init_logger(__name__)
 
-KEYWORDS = ("prompt", "sampling_param", "progress", "cancel")
+KEYWORDS = ("prompt", "sampling_param", *MEDIA, "progress", "cancel")
 """Of `generate_video`, beside the fields of `SamplingParam`."""
 
 
@@ -79,6 +80,11 @@ class VideoGenerator:
         prompt: str,
         sampling_param: SamplingParam | None = None,
         *,
+        image: Any = None,
+        last_image: Any = None,
+        video: Any = None,
+        mask: Any = None,
+        reference_images: Any = None,
         progress: Callable[[Progress], None] | None = None,
         cancel: CancelToken | None = None,
         **fields: Any,
@@ -90,6 +96,11 @@ class VideoGenerator:
         prompt: list[str],
         sampling_param: SamplingParam | None = None,
         *,
+        image: Any = None,
+        last_image: Any = None,
+        video: Any = None,
+        mask: Any = None,
+        reference_images: Any = None,
         progress: Callable[[Progress], None] | None = None,
         cancel: CancelToken | None = None,
         **fields: Any,
@@ -100,6 +111,11 @@ class VideoGenerator:
         prompt: str | list[str],
         sampling_param: SamplingParam | None = None,
         *,
+        image: Any = None,
+        last_image: Any = None,
+        video: Any = None,
+        mask: Any = None,
+        reference_images: Any = None,
         progress: Callable[[Progress], None] | None = None,
         cancel: CancelToken | None = None,
         **fields: Any,
@@ -112,6 +128,12 @@ class VideoGenerator:
         Args:
             prompt: what to show, or a list of that.
             sampling_param: what to sample, not changed here; the model's defaults when None.
+            image: what the video starts with: a path, an http(s) URL, a PIL image, an array [H, W, 3] or a tensor
+                [3, H, W]; pixels are uint8, or floats in [0, 1]. The same for all prompts, as are those below.
+            last_image: what it ends with.
+            video: what it is made from: the same kinds, with T frames in front, or a list of images.
+            mask: white where the video is made anew; a video, or one image for all frames.
+            reference_images: a list of images.
             progress: called with each step in place of the progress bar.
             cancel: a token whose `cancel()`, from any thread, stops the call at its next step.
             fields: fields of `SamplingParam`, such as `seed` or `output_path`, that beat those of `sampling_param`.
@@ -132,6 +154,8 @@ class VideoGenerator:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         check_prompts(prompts)
         sampling = self._sampling(sampling_param, fields)
+        given = dict(zip(MEDIA, (image, last_image, video, mask, reference_images), strict=True))
+        sampling, media = self._with_media(sampling, given)
         executor.on_first(lambda: self._clip_files(sampling, prompts, 0))
         token = CancelToken() if cancel is None else cancel
         results: list[GenerationResult] = []
@@ -139,12 +163,18 @@ class VideoGenerator:
             label = f"{index + 1}/{len(prompts)} " if len(prompts) > 1 else ""
             with ProgressBar(label) as bar:
                 control = Control(cancel=token, report=progress or bar)
-                results += self._generate(executor, prompts, index, sampling, control)
+                results += self._generate(executor, prompts, index, sampling, control, media)
         single = isinstance(prompt, str) and len(results) == 1
         return results[0] if single else results
 
     def _generate(
-        self, executor: Executor, prompts: Sequence[str], index: int, sampling: SamplingParam, control: Control
+        self,
+        executor: Executor,
+        prompts: Sequence[str],
+        index: int,
+        sampling: SamplingParam,
+        control: Control,
+        media: MediaInputs,
     ) -> list[GenerationResult]:
         """The videos of prompt number `index`, saved if asked for."""
         prompt = prompts[index]
@@ -152,7 +182,11 @@ class VideoGenerator:
         # before the long part: should a weight file have gone, no video is lost
         weights = executor.on_first(lambda: weight_hashes(self.repo)) if files else {}
         batch = ForwardBatch(
-            prompts=[prompt], negative_prompts=[sampling.negative_prompt], sampling=sampling, control=control
+            prompts=[prompt],
+            negative_prompts=[sampling.negative_prompt],
+            sampling=sampling,
+            control=control,
+            media=media,
         )
         started = time.perf_counter()
         with interrupt_cancels(control.cancel):
@@ -200,6 +234,7 @@ class VideoGenerator:
                 attention_backend=executor.attention_backend,
                 device=current_platform(self.args.device).device_type,
                 threads=executor.threads,
+                inputs=digests(batch.media),
             )
             logger.info("saved %s", write_video(clip, files[number], batch.sampling.fps, metadata))
 
@@ -217,6 +252,17 @@ class VideoGenerator:
         if fields.get("negative_prompt") and sampling.guidance_scale <= 1:
             logger.warning("negative_prompt does nothing without guidance (guidance_scale=%g)", sampling.guidance_scale)
         return sampling
+
+    def _with_media(self, sampling: SamplingParam, given: dict[str, Any]) -> tuple[SamplingParam, MediaInputs]:
+        """The media of a request, and `sampling` with the size that the video gets from them, so that whoever reads it
+        later finds that one."""
+        named = [name for name, value in given.items() if value is not None]
+        sampling.check_inputs((*named, *sampling.given_media()), resolve(self.entry.sampling))
+        media = read_media(sampling, given)
+        if not {"image", "video"} & set(media.names) or sampling.image_fit != "area":
+            return sampling, media
+        height, width = fitted(sampling, media, frame_multiple(self.repo))
+        return dataclasses.replace(sampling, height=height, width=width, image_fit="stretch"), media
 
     @staticmethod
     def _clip_files(sampling: SamplingParam, prompts: Sequence[str], index: int) -> list[Path]:

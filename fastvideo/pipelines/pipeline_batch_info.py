@@ -83,11 +83,36 @@ class Control:
         assert next(source, None) is None, f"{stage} has more than {total} steps"
 
 
+@dataclass(frozen=True, kw_only=True)
+class MediaInputs:
+    """What the model is shown beside the prompt, as it was given: pixels are uint8, or fp32 in [0, 1]; on the CPU."""
+
+    image: torch.Tensor | None = None
+    """[H, W, 3], the first frame."""
+    last_image: torch.Tensor | None = None
+    """[H, W, 3], the last frame."""
+    video: torch.Tensor | None = None
+    """[T, H, W, 3], T frames of the request."""
+    mask: torch.Tensor | None = None
+    """[T, H, W, 3], white where the video is made anew."""
+    reference_images: tuple[torch.Tensor, ...] = ()
+    """Each [H, W, 3]."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of what is there."""
+        found = {
+            "image": self.image, "last_image": self.last_image, "video": self.video, "mask": self.mask,
+            "reference_images": self.reference_images or None,
+        }  # fmt: skip
+        return tuple(name for name, value in found.items() if value is not None)
+
+
 @dataclass(kw_only=True)
 class ForwardBatch:
     """One call of a pipeline: the prompts that go through it together.
 
-    The first four fields are the request, which no stage changes; the rest are None until a stage writes them.
+    The first five fields are the request, which no stage changes; the rest are None until a stage writes them.
     """
 
     prompts: list[str]
@@ -95,6 +120,7 @@ class ForwardBatch:
     """One for each prompt; used with guidance only."""
     sampling: SamplingParam
     control: Control = field(default_factory=Control)
+    media: MediaInputs = field(default_factory=MediaInputs)
 
     prompt_embeds: TextEmbeddings | None = None
     """Of the prompts, each `num_videos_per_prompt` times in a row: B = prompts * num_videos_per_prompt."""
@@ -102,6 +128,12 @@ class ForwardBatch:
     """Of the negative prompts in the same order; stays None without guidance."""
     timesteps: torch.Tensor | None = None
     """[steps], descending, on the scheduler's scale."""
+    image_embeds: torch.Tensor | None = None
+    """[1, S, d], what an image encoder sees in the images."""
+    condition: torch.Tensor | None = None
+    """[1, C, t, h, w] fp32, latents of the media that the model is shown at every step; None without media."""
+    generator: torch.Generator | None = None
+    """On the CPU, from the seed, after the first noise was drawn."""
     latents: torch.Tensor | None = None
     """[B, C, t, h, w] fp32: noise first, the clean latents after denoising."""
     video: torch.Tensor | None = None
@@ -122,7 +154,7 @@ class ForwardBatch:
         return len(self.prompts) * self.sampling.num_videos_per_prompt
 
 
-REQUEST_FIELDS = ("prompts", "negative_prompts", "sampling", "control")
+REQUEST_FIELDS = ("prompts", "negative_prompts", "sampling", "control", "media")
 """Fields of `ForwardBatch` that are there from the start."""
 
 

@@ -3,6 +3,7 @@
 import atexit
 import gc
 import hashlib
+import pickle
 import threading
 import weakref
 from collections.abc import Callable
@@ -92,7 +93,7 @@ class TorchrunExecutor:
     def _check_same(self, batch: ForwardBatch) -> None:
         """Check that all processes ask for the same, apart from where it goes."""
         fields = {name: value for name, value in batch.sampling.to_dict().items() if name != "output_path"}
-        request = repr((batch.prompts, batch.negative_prompts, fields)).encode()
+        request = repr((batch.prompts, batch.negative_prompts, fields)).encode() + pickle.dumps(batch.media)
         digest = int.from_bytes(hashlib.sha256(request).digest()[:7], "big")
         digests = self._running().groups.control.all_gather(torch.tensor([digest])).tolist()
         if len(set(digests)) > 1:

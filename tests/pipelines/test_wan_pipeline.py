@@ -12,7 +12,7 @@ from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.models.loader.repo import resolve_repo
 from fastvideo.models.schedulers import build_scheduler
 from fastvideo.pipelines.basic.wan.wan_pipeline import WanPipeline
-from fastvideo.pipelines.pipeline_batch_info import Cancelled, Control, ForwardBatch, Progress
+from fastvideo.pipelines.pipeline_batch_info import REQUEST_FIELDS, Cancelled, Control, ForwardBatch, Progress
 from fastvideo.pipelines.stages.base import FIELDS
 
 LEVEL = 1 / 255
@@ -188,7 +188,7 @@ class Recorder(ForwardBatch):
 def test_stages_do_what_they_declare(pipelines: Pipelines) -> None:
     pipeline = pipelines["euler"][0]
     batch = Recorder(prompts=[CAT], negative_prompts=[""], sampling=SamplingParam(**request()))
-    always = {"prompts", "negative_prompts", "sampling", "control"}
+    always = set(REQUEST_FIELDS)
     for stage in pipeline.stages:
         batch._read, batch._set = set(), set()  # type: ignore[attr-defined]
         with torch.no_grad():

@@ -1,15 +1,38 @@
 """`SamplingParam`: everything that a request may ask for beside its prompt."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from fastvideo.configs.base import Assignable, require_bool, require_number, require_whole
 from fastvideo.utils import require
 
+MEDIA = {
+    "image": "image_path",
+    "last_image": "last_image_path",
+    "video": "video_path",
+    "mask": "mask_path",
+    "reference_images": "reference_paths",
+}
+"""What a model may be shown beside the prompt, and the field that says where it is."""
+OPTIONS = ("guidance_scale_2", "strength", "conditioning_scale")
+"""Fields that only some models heed."""
+FITS = ("area", "stretch")
+"""Values of `image_fit`."""
+
 
 @dataclass(kw_only=True)
 class SamplingParam(Assignable):
-    """What to sample. Every field is assignable until a generator uses it; then `check` runs once."""
+    """What to sample. Every field is assignable until a generator uses it; then `check` runs once.
+
+    The class that a model is registered with says what a request to it needs and may have.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Names in `MEDIA` that a request must have."""
+    takes: ClassVar[tuple[str, ...]] = ()
+    """Names in `MEDIA` and `OPTIONS` that a request may have."""
 
     negative_prompt: str = ""
     """What guidance steers away from."""
@@ -37,6 +60,25 @@ class SamplingParam(Assignable):
     """Whether to write the video to `output_path`."""
     return_frames: bool = False
     """Whether the result holds the frames."""
+    image_path: str | None = None
+    """The image that the video starts with: a file, or an http(s) URL, as all paths below."""
+    last_image_path: str | None = None
+    """The image that it ends with."""
+    video_path: str | None = None
+    """The video that it is made from."""
+    mask_path: str | None = None
+    """White where the video is made anew; a video, or one image for all frames."""
+    reference_paths: list[str] | None = None
+    """Images of what the video shows."""
+    image_fit: str = "area"
+    """How the size follows an image or video that is given: "area" keeps its proportions, with at most height * width
+    pixels; "stretch" makes it height x width."""
+    guidance_scale_2: float | None = None
+    """As guidance_scale, of the steps with little noise; None is guidance_scale."""
+    strength: float | None = None
+    """How much of a given video is noise at the start, above 0 to 1; None is the model's own."""
+    conditioning_scale: float | list[float] | None = None
+    """How strongly a control video or reference images steer, one number or one for each control layer; None is 1."""
 
     @classmethod
     def from_pretrained(cls, model: str | Path) -> "SamplingParam":
@@ -66,6 +108,57 @@ class SamplingParam(Assignable):
         require(isinstance(self.negative_prompt, str), "negative_prompt", self.negative_prompt, "must be a string")
         path = self.output_path
         require(isinstance(path, (str, Path)) and bool(str(path)), "output_path", path, "must be a path, not empty")
+        self._check_media()
+
+    def _check_media(self) -> None:
+        require(self.image_fit in FITS, "image_fit", self.image_fit, f"must be one of {', '.join(FITS)}")
+        fix = "in Python pixels go into generate_video(image=...) and the like"
+        for name in MEDIA.values():
+            value, several = getattr(self, name), name == "reference_paths"
+            if value is None:
+                continue
+            paths = value if several and isinstance(value, (list, tuple)) else [None if several else value]
+            ok = len(paths) > 0 and all(isinstance(path, (str, Path)) and str(path) for path in paths)
+            shown = value if isinstance(value, (str, list)) else type(value).__name__
+            require(ok, name, shown, "must be a list of paths or URLs" if several else "must be a path or a URL", fix)
+        if self.guidance_scale_2 is not None:
+            require_number("guidance_scale_2", self.guidance_scale_2, 0)
+        if self.strength is not None:
+            require_number("strength", self.strength, 0, 1)
+            require(self.strength > 0, "strength", self.strength, "must be more than 0, which would change nothing")
+        scales = self.conditioning_scale
+        for scale in scales if isinstance(scales, (list, tuple)) else () if scales is None else (scales,):
+            require_number("conditioning_scale", scale, 0)
+
+    def check_inputs(self, media: Collection[str], model: "type[SamplingParam]") -> None:
+        """Check that the request has what `model`, the class that a model is registered with, needs and no more.
+
+        Args:
+            media: the names in `MEDIA` of what is given.
+            model: says what is needed and taken.
+
+        Raises:
+            ValueError: what is missing or would be ignored, and what to do.
+        """
+        for name in media:
+            if name not in (*model.needs, *model.takes):
+                what = ", ".join((*model.needs, *(one for one in model.takes if one in MEDIA))) or "text alone"
+                raise ValueError(
+                    f"{name}: this model takes none; leave it out, or choose another model (it takes {what})"
+                )
+        for first, second in (("image", "last_image"), ("video", "mask")):
+            if second in media and first not in media:
+                raise ValueError(f"{second}: without {first}; give {first} too")
+        for name in model.needs:
+            if name not in media:
+                raise ValueError(f"{name}: this model needs one; give {name}=..., {MEDIA[name]} or its flag")
+        for name in OPTIONS:
+            if getattr(self, name) is not None and name not in model.takes:
+                raise ValueError(f"{name}={getattr(self, name)!r}: this model would ignore it; leave it out")
+
+    def given_media(self) -> tuple[str, ...]:
+        """The names in `MEDIA` of what the request has a path of."""
+        return tuple(name for name, field in MEDIA.items() if getattr(self, field) is not None)
 
     def check_sizes(self, spatial: int, temporal: int) -> None:
         """Check the size against a pipeline: multiples of `spatial` pixels, and `temporal * k + 1` frames.

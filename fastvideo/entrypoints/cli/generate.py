@@ -27,6 +27,12 @@ SHORT_FLAGS = {
     "frames": "num_frames",
     "guidance": "guidance_scale",
     "negative": "negative_prompt",
+    "image": "image_path",
+    "last_image": "last_image_path",
+    "video": "video_path",
+    "mask": "mask_path",
+    "reference": "reference_paths",
+    "image_fit": "image_fit",
 }
 """The sampling field that each short flag sets."""
 
@@ -100,6 +106,7 @@ def job_of(options: Namespace) -> Job:
     sampling.update(**fields | request.get("sampling", {}) | short_fields(options))
     sampling.update(save_video=True, return_frames=sheet is not None)
     sampling.check()
+    sampling.check_inputs(sampling.given_media(), type(sampling))
     if not named:
         logger.info("no --model: using %s, the model in the package", SHIPPED_NAME)
     return Job([prompt] if isinstance(prompt, str) else prompt, model, engine, sampling, sheet)

@@ -41,6 +41,13 @@ COMMANDS = {
     "verify": Command("fastvideo.entrypoints.cli.report:verify", "compare a model's output with the reference's"),
     "bench": Command("fastvideo.entrypoints.bench.run:run", "measure speed and memory beside the reference"),
 }
+MEDIA_FLAGS: list[tuple[tuple[str, ...], type, str, str]] = [
+    (("--image",), str, "IMAGE", "what the video starts with, a file or an http(s) URL, as those below"),
+    (("--last-image",), str, "IMAGE", "what it ends with"),
+    (("--video",), str, "VIDEO", "what it is made from"),
+    (("--mask",), str, "MASK", "white where it is made anew: a video, or an image for all frames"),
+]
+"""What a model may be shown beside the prompt."""
 
 
 class UsageError(Exception):
@@ -120,9 +127,10 @@ def config_keys() -> dict[str, Any]:
     for name, hint in typing.get_type_hints(PipelineConfig).items():
         keys[f"generator.pipeline_config.{name}"] = hint
     keys["request.prompt"] = str | list[str]
-    for name, hint in typing.get_type_hints(SamplingParam).items():
+    hints = typing.get_type_hints(SamplingParam)
+    for name in SamplingParam.field_names():
         if name not in NOT_ON_COMMAND_LINE:
-            keys[f"request.{name}" if name in REQUEST_KEYS else f"request.sampling.{name}"] = hint
+            keys[f"request.{name}" if name in REQUEST_KEYS else f"request.sampling.{name}"] = hints[name]
     return keys
 
 
@@ -157,9 +165,14 @@ def generate_flags(parser: Parser) -> None:
         (("--frames",), int, "N", "frames of the clip"),
         (("--guidance",), float, "G", "strength of the prompt; 1 is no guidance"),
         (("--negative",), str, "TEXT", "what to steer away from"),
+        *MEDIA_FLAGS,
+        (("--image-fit",), str, "FIT", "area (default): the size follows the input's proportions; or stretch"),
     ]  # fmt: skip
     for names, kind, metavar, text in plain:
         parser.add_argument(*names, type=kind | None, metavar=metavar, help=text)
+    parser.add_argument(
+        "--reference", type=str, action="append", metavar="IMAGE", help="of what the video shows; repeatable"
+    )
     parser.add_argument("--config", action=ActionConfigFile, metavar="YAML", help="a file with keys as below")
     for key, hint in config_keys().items():
         parser.add_argument(f"--{key}", type=hint | None, help=argparse.SUPPRESS)
@@ -189,6 +202,9 @@ def replay_flags(parser: Parser) -> None:
     parser.add_argument("-o", "--output", type=str | None, metavar="PATH",
                         help="where to write it (default: beside the clip, with _replay in the name)")  # fmt: skip
     parser.add_argument("--model", type=str | None, metavar="MODEL", help="where the model is now, if it moved")
+    for names, kind, metavar, text in MEDIA_FLAGS:
+        parser.add_argument(*names, type=kind | None, metavar=metavar, help=f"{text}: where it is now")
+    parser.add_argument("--reference", type=str, action="append", metavar="IMAGE", help="the same of these; repeatable")
     parser.add_argument("--force", action="store_true", help="go on though the model or versions are not the same")
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from jsonargparse import Namespace
 
 from fastvideo.configs.pipelines.base import PipelineConfig
-from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.configs.sample.base import MEDIA, SamplingParam
 from fastvideo.logger import init_logger
+from fastvideo.utils import require
 
 logger = init_logger(__name__)
 
@@ -25,6 +26,7 @@ def run(options: Namespace) -> int:
     clip = Path(options.clip)
     metadata = media.read_metadata(clip)
     settings = settings_of(metadata, clip)
+    compare_inputs(settings["sampling"], options, metadata["inputs"], force=options.force)
     target = media.output_file(options.output or default_output(clip), settings["prompt"], clip.suffix or ".mp4")
     model = options.model or metadata["model"]["name"]
     same_versions = warn_of_versions(metadata)
@@ -69,13 +71,41 @@ def settings_of(metadata: dict[str, Any], clip: Path) -> dict[str, Any]:
         names = ("precision", "attention_backend", "enable_torch_compile", "torch_compile_kwargs", "device")
         engine = {name: metadata[name] for name in names} | {"revision": metadata["model"]["revision"]}
         engine |= metadata["devices"]
-        index, _ = metadata["index"], (metadata["threads"], metadata["model"]["weights"], metadata["versions"])
+        index, _ = (
+            metadata["index"],
+            (metadata["threads"], metadata["model"]["weights"], metadata["versions"], metadata["inputs"]),
+        )
     except KeyError as error:
         raise ValueError(f"{clip}: its metadata has no {error}; it is from another version of fastvideo") from error
     config, sampling = PipelineConfig(), SamplingParam()
     config.update(**wiring)
     sampling.update(**request)
     return {"prompt": prompt, "sampling": sampling, "index": index, "engine": engine | {"pipeline_config": config}}
+
+
+def compare_inputs(sampling: SamplingParam, options: Namespace, then: dict[str, str], force: bool) -> None:
+    """Point `sampling` to where `options` say that the images and videos are now, and check that they are the same.
+
+    Raises:
+        ValueError: one that made the clip is not there, or is another and `force` is not given.
+    """
+    if not then:
+        return
+    from fastvideo.entrypoints.media_inputs import digests, read_media
+
+    flags = {"reference_paths": "reference", **{field: name for name, field in MEDIA.items() if name in options}}
+    sampling.update(**{field: options[flag] for field, flag in flags.items() if options[flag] is not None})
+    for name in then:
+        flag = flags[MEDIA[name]].replace("_", "-")
+        given = getattr(sampling, MEDIA[name]) is not None
+        require(given, name, "...", "the clip was made of pixels that have no file", f"give them with --{flag}")
+    now = digests(read_media(sampling, {}))
+    different = ", ".join(name for name in then if now.get(name) != then[name])
+    message = f"{different}: not what the clip was made of"
+    if different and not force:
+        raise ValueError(f"{message}; say where that is now, as with --image, or go on with another clip with --force")
+    if different:
+        logger.warning("%s: the clip will differ", message)
 
 
 def warn_of_versions(metadata: dict[str, Any]) -> bool:

@@ -48,6 +48,26 @@ class Blueprint:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
+def arch_of(source: ComponentSource) -> ArchConfig:
+    """The arch config of `source`; of an official checkpoint it takes the headers of the weight files.
+
+    Raises:
+        ValueError: the class is not registered, or the config is not one of it.
+    """
+    entry = find_component(source.class_name)
+    what = f"component {source.name!r}"
+    if source.config_name is None and not source.official:
+        raise ValueError(f"{what}: {source.folder}/config.json is missing; download the repo again")
+    arch_class: type[ArchConfig] = resolve(entry.arch)
+    try:
+        if source.official:
+            shapes = {name: info.shape for name, info in source.header().items()}
+            return arch_class.from_official(source.config, shapes)
+        return arch_class.from_dict(source.config)
+    except ValueError as error:
+        raise ValueError(f"{what}, {source.config_name or source.weights}: {error}") from None
+
+
 def blueprint(source: ComponentSource) -> Blueprint:
     """`source`, built and checked; reads the config and the headers of the weight files.
 
@@ -57,16 +77,7 @@ def blueprint(source: ComponentSource) -> Blueprint:
     entry = find_component(source.class_name)
     header = source.header()
     what = f"component {source.name!r}"
-    if source.config_name is None and not source.official:
-        raise ValueError(f"{what}: {source.folder}/config.json is missing; download the repo again")
-    arch_class: type[ArchConfig] = resolve(entry.arch)
-    try:
-        if source.official:
-            arch = arch_class.from_official(source.config, {name: info.shape for name, info in header.items()})
-        else:
-            arch = arch_class.from_dict(source.config)
-    except ValueError as error:
-        raise ValueError(f"{what}, {source.config_name or source.weights}: {error}") from None
+    arch = arch_of(source)
     mapping = arch.official_param_names_mapping if source.official else arch.param_names_mapping
     if mapping is None:
         raise ValueError(f"{what}: {source.class_name} has no official format; use a Diffusers-style repo")

@@ -12,7 +12,7 @@ from fastvideo.distributed.layout import Layout
 from fastvideo.fastvideo_args import DEGREES, FastVideoArgs
 from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.encoders.base import TextEncoder
-from fastvideo.models.loader.component_loader import Blueprint, blueprint
+from fastvideo.models.loader.component_loader import Blueprint, arch_of, blueprint
 from fastvideo.models.loader.repo import Repo, weight_sources
 from fastvideo.platforms import DTYPES, current_platform
 from fastvideo.utils import require, resolve
@@ -95,6 +95,19 @@ def step_shape(plans: Sequence[Blueprint], pipeline_config: PipelineConfig, samp
         itemsize=itemsize,
         weight_bytes=sum(p.parameters for p in plans if isinstance(p.model, BaseDiT)) * itemsize,
     )
+
+
+def frame_multiple(repo: Repo) -> int:
+    """What height and width of a video of `repo` are multiples of: the pixels a side of a token."""
+    multiple = 1
+    for source in weight_sources(repo):
+        if source.name.startswith(("transformer", "vae")):
+            arch = arch_of(source)
+            if arch.latent_scale is not None:
+                multiple *= arch.latent_scale[1]
+            elif arch.transformer_shape is not None and source.name == "transformer":
+                multiple *= math.lcm(*arch.transformer_shape.patch_size[1:])
+    return multiple
 
 
 def choose_layout(repo: Repo, args: FastVideoArgs, pipeline_config: PipelineConfig) -> Layout:

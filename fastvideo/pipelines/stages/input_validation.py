@@ -17,8 +17,10 @@ class InputValidationStage(PipelineStage):
 
     name = "input_validation"
 
-    def __init__(self, check_sampling: CheckSampling) -> None:
+    def __init__(self, check_sampling: CheckSampling, model: type[SamplingParam] = SamplingParam) -> None:
+        """`model`, the class of the model's sampling defaults, says which media and options it takes."""
         self.check_sampling = check_sampling
+        self.model = model
 
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
         check_prompts(batch.prompts)
@@ -27,6 +29,7 @@ class InputValidationStage(PipelineStage):
             negatives == prompts, "negative_prompts", batch.negative_prompts, f"one for each of the {prompts} prompts"
         )
         batch.sampling.check()
+        batch.sampling.check_inputs(batch.media.names, self.model)
         require(
             batch.guided or not batch.sampling.guidance_rescale,
             "guidance_rescale",

@@ -22,7 +22,7 @@ class LatentPreparationStage(PipelineStage):
     """
 
     name = "latent_preparation"
-    writes = ("latents",)
+    writes = ("latents", "generator")
 
     def __init__(self, latent_shape: LatentShape) -> None:
         self.latent_shape = latent_shape
@@ -31,5 +31,6 @@ class LatentPreparationStage(PipelineStage):
         generator = torch.Generator("cpu").manual_seed(batch.sampling.seed)
         shape = (batch.size, *self.latent_shape(batch.sampling))
         noise = torch.randn(shape, generator=generator, dtype=torch.float32)
+        batch.generator = generator
         batch.latents = noise.to(current_platform(args.device).device)
         return batch
