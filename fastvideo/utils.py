@@ -28,14 +28,25 @@ def resolve(reference: str) -> Any:
         raise ValueError(f"{reference}: {module_name} has no {name!r}") from None
 
 
+class RuleError(ValueError):
+    """A value that breaks a rule: `name=value: rule; fix`, in one line. `name` says whose value it is."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RuleError, (self.name, str(self))
+
+
 def require(ok: bool, name: str, value: object, rule: str, fix: str = "") -> None:
     """Raise unless `ok`.
 
     Raises:
-        ValueError: `name=value: rule; fix`, in one line.
+        RuleError: `name=value: rule; fix`, in one line.
     """
     if not ok:
-        raise ValueError(f"{name}={value!r}: {rule}" + (f"; {fix}" if fix else ""))
+        raise RuleError(name, f"{name}={value!r}: {rule}" + (f"; {fix}" if fix else ""))
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from fastvideo.logger import init_logger
 from fastvideo.models.loader.plan import choose_layout, frame_multiple
 from fastvideo.models.loader.repo import Repo, resolve_repo
 from fastvideo.models.loader.weights import weight_hashes
+from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
 from fastvideo.pipelines.pipeline_batch_info import CancelToken, Control, ForwardBatch, MediaInputs, Progress, written
 from fastvideo.pipelines.stages.input_validation import check_prompts
 from fastvideo.platforms import current_platform
@@ -46,6 +48,8 @@ class VideoGenerator:
         self.args = args
         self.pipeline_config = pipeline_config
         self._executor: Executor | None = executor
+        self._lock = threading.Lock()
+        self._checker: ComposedPipelineBase | None = None
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **kwargs: Any) -> "VideoGenerator":
@@ -154,6 +158,8 @@ class VideoGenerator:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         check_prompts(prompts)
         sampling = self._sampling(sampling_param, fields)
+        if fields.get("negative_prompt") and sampling.guidance_scale <= 1:
+            logger.warning("negative_prompt does nothing without guidance (guidance_scale=%g)", sampling.guidance_scale)
         given = dict(zip(MEDIA, (image, last_image, video, mask, reference_images), strict=True))
         sampling, media = self._with_media(sampling, given)
         executor.on_first(lambda: self._clip_files(sampling, prompts, 0))
@@ -166,6 +172,36 @@ class VideoGenerator:
                 results += self._generate(executor, prompts, index, sampling, control, media)
         single = isinstance(prompt, str) and len(results) == 1
         return results[0] if single else results
+
+    def check_request(self, prompt: str, sampling_param: SamplingParam | None = None, **fields: Any) -> SamplingParam:
+        """Refuse what `generate_video` would refuse with a `ValueError`, before anything is computed or written.
+
+        Any thread may call it, also while a video is being made.
+
+        Args:
+            prompt: what to show.
+            sampling_param: what to sample; the model's defaults when None.
+            fields: as of `generate_video`, `image` and the other media too.
+
+        Returns:
+            The sampling parameters that the request comes to.
+
+        Raises:
+            ValueError: the field, its value, the rule, and what to do.
+        """
+        self._running()
+        given = {name: fields.pop(name, None) for name in MEDIA}
+        sampling, media = self._with_media(self._sampling(sampling_param, fields), given)
+        batch = ForwardBatch(
+            prompts=[prompt], negative_prompts=[sampling.negative_prompt], sampling=sampling, media=media
+        )
+        with self._lock:
+            if self._checker is None:
+                # of its own, as the pipeline that runs may be in other processes, or busy
+                pipeline: type[ComposedPipelineBase] = resolve(self.entry.pipeline)
+                self._checker = pipeline.without_weights(self.repo, self.args, self.pipeline_config)
+        self._checker.check(batch)
+        return sampling
 
     def _generate(
         self,
@@ -249,8 +285,6 @@ class VideoGenerator:
             sampling = copy.copy(sampling_param)
         sampling.update(**fields)
         sampling.check()
-        if fields.get("negative_prompt") and sampling.guidance_scale <= 1:
-            logger.warning("negative_prompt does nothing without guidance (guidance_scale=%g)", sampling.guidance_scale)
         return sampling
 
     def _with_media(self, sampling: SamplingParam, given: dict[str, Any]) -> tuple[SamplingParam, MediaInputs]:

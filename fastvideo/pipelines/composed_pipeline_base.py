@@ -13,7 +13,7 @@ from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.distributed.groups import ONE_RANK, Groups
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
-from fastvideo.models.loader.component_loader import load_components
+from fastvideo.models.loader.component_loader import bare_components, load_components
 from fastvideo.models.loader.repo import Repo
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.pipelines.stages.base import PipelineStage, check_connected
@@ -74,6 +74,17 @@ class ComposedPipelineBase(ABC):
         )  # fmt: skip
         return cls(components, args, pipeline_config, groups)
 
+    @classmethod
+    def without_weights(
+        cls: "type[Pipeline]", repo: Repo, args: FastVideoArgs, pipeline_config: PipelineConfig
+    ) -> "Pipeline":
+        """The pipeline of `repo` whose models lie on the meta device: it can `check` requests, and not run them.
+
+        Raises:
+            ValueError: as `from_repo`.
+        """
+        return cls(bare_components(repo, cls._required_config_modules, pipeline_config), args, pipeline_config)
+
     @abstractmethod
     def create_stages(self) -> tuple[PipelineStage, ...]:
         """The stages in order."""
@@ -98,6 +109,15 @@ class ComposedPipelineBase(ABC):
         layers = (module for model in models for module in model.modules() if isinstance(module, DistributedAttention))
         names = {layer.backend.name for layer in layers}
         return "+".join(sorted(names)) or "none"
+
+    def check(self, batch: ForwardBatch) -> None:
+        """Refuse a request that `forward` would refuse before it computes anything; any thread may call it.
+
+        Raises:
+            ValueError: the field, its value, the rule, and what to do.
+        """
+        for stage in self.stages:
+            stage.check(batch)
 
     @torch.no_grad()
     def forward(self, batch: ForwardBatch) -> ForwardBatch:

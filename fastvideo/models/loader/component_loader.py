@@ -259,6 +259,19 @@ def load_components(
     return loaded
 
 
+def bare_components(repo: Repo, required: Collection[str], pipeline_config: PipelineConfig) -> dict[str, object]:
+    """The components in `required` as `load_components` gives them, their models on the meta device: no weight is read.
+
+    Raises:
+        ValueError: as in `blueprint`.
+    """
+    sources = [repo.components[name] for name in required]
+    return {
+        source.name: blueprint(source).model if source.has_weights else _without_weights(source, pipeline_config)
+        for source in sources
+    }
+
+
 def _without_weights(source: ComponentSource, pipeline_config: PipelineConfig) -> Scheduler | Any:
     if source.name.startswith("tokenizer"):
         return load_tokenizer(source)

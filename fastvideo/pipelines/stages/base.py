@@ -25,6 +25,15 @@ class PipelineStage(ABC):
     groups: Groups = ONE_RANK
     """The ranks that run the stage together; set by the pipeline."""
 
+    def check(self, batch: ForwardBatch) -> None:  # noqa: B027 - most stages refuse nothing
+        """Refuse a request that this stage cannot run, from the request alone; computes and changes nothing.
+
+        Asks components for their numbers and not for their weights, so that a pipeline without weights can check too.
+
+        Raises:
+            ValueError: the field, its value, the rule, and what to do.
+        """
+
     @abstractmethod
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
         """`batch` with the fields in `writes` set, and nothing else changed."""

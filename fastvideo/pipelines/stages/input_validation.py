@@ -23,6 +23,11 @@ class InputValidationStage(PipelineStage):
         self.model = model
 
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
+        self.check(batch)
+        return batch
+
+    def check(self, batch: ForwardBatch) -> None:
+        """See `PipelineStage`."""
         check_prompts(batch.prompts)
         prompts, negatives = len(batch.prompts), len(batch.negative_prompts)
         require(
@@ -38,7 +43,6 @@ class InputValidationStage(PipelineStage):
             "set it to 0, or guidance_scale above 1",
         )
         self.check_sampling(batch.sampling)
-        return batch
 
 
 def check_prompts(prompts: list[str]) -> None:
