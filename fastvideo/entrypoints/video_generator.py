@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, overload
 
+from fastvideo.configs.base import require_whole
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.registry import ModelEntry
 from fastvideo.configs.sample.base import MEDIA, SamplingParam
@@ -23,7 +24,15 @@ from fastvideo.models.loader.plan import choose_layout, frame_multiple
 from fastvideo.models.loader.repo import Repo, resolve_repo
 from fastvideo.models.loader.weights import weight_hashes
 from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
-from fastvideo.pipelines.pipeline_batch_info import CancelToken, Control, ForwardBatch, MediaInputs, Progress, written
+from fastvideo.pipelines.pipeline_batch_info import (
+    CancelToken,
+    Control,
+    ForwardBatch,
+    MediaInputs,
+    Progress,
+    no_report,
+    written,
+)  # fmt: skip
 from fastvideo.pipelines.stages.input_validation import check_prompts
 from fastvideo.platforms import current_platform
 from fastvideo.utils import require, require_known, resolve
@@ -32,7 +41,7 @@ from fastvideo.worker.start import start_executor
 
 logger = init_logger(__name__)
 
-KEYWORDS = ("prompt", "sampling_param", *MEDIA, "progress", "cancel")
+KEYWORDS = ("prompt", "sampling_param", *MEDIA, "progress", "cancel", "preview_every")
 """Of `generate_video`, beside the fields of `SamplingParam`."""
 
 
@@ -91,6 +100,7 @@ class VideoGenerator:
         reference_images: Any = None,
         progress: Callable[[Progress], None] | None = None,
         cancel: CancelToken | None = None,
+        preview_every: int = 0,
         **fields: Any,
     ) -> GenerationResult | list[GenerationResult]: ...
 
@@ -107,6 +117,7 @@ class VideoGenerator:
         reference_images: Any = None,
         progress: Callable[[Progress], None] | None = None,
         cancel: CancelToken | None = None,
+        preview_every: int = 0,
         **fields: Any,
     ) -> list[GenerationResult]: ...
 
@@ -122,6 +133,7 @@ class VideoGenerator:
         reference_images: Any = None,
         progress: Callable[[Progress], None] | None = None,
         cancel: CancelToken | None = None,
+        preview_every: int = 0,
         **fields: Any,
     ) -> GenerationResult | list[GenerationResult]:
         """Make a video of each prompt, one after the other, each from the same seed.
@@ -140,6 +152,7 @@ class VideoGenerator:
             reference_images: a list of images.
             progress: called with each step in place of the progress bar.
             cancel: a token whose `cancel()`, from any thread, stops the call at its next step.
+            preview_every: denoising steps from one preview in `progress` to the next; 0 makes none.
             fields: fields of `SamplingParam`, such as `seed` or `output_path`, that beat those of `sampling_param`.
 
         Returns:
@@ -157,21 +170,28 @@ class VideoGenerator:
         require(isinstance(prompt, str | list), "prompt", prompt, "text", "give a text, or a list of texts")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         check_prompts(prompts)
+        control = _control(progress, cancel, preview_every)
         sampling = self._sampling(sampling_param, fields)
         if fields.get("negative_prompt") and sampling.guidance_scale <= 1:
             logger.warning("negative_prompt does nothing without guidance (guidance_scale=%g)", sampling.guidance_scale)
         given = dict(zip(MEDIA, (image, last_image, video, mask, reference_images), strict=True))
         sampling, media = self._with_media(sampling, given)
+        results = self._generate_all(executor, prompts, sampling, control, media)
+        single = isinstance(prompt, str) and len(results) == 1
+        return results[0] if single else results
+
+    def _generate_all(
+        self, executor: Executor, prompts: list[str], sampling: SamplingParam, control: Control, media: MediaInputs
+    ) -> list[GenerationResult]:
+        """The videos of all prompts, with a progress bar if nobody else listens."""
         executor.on_first(lambda: self._clip_files(sampling, prompts, 0))
-        token = CancelToken() if cancel is None else cancel
         results: list[GenerationResult] = []
         for index in range(len(prompts)):
             label = f"{index + 1}/{len(prompts)} " if len(prompts) > 1 else ""
             with ProgressBar(label) as bar:
-                control = Control(cancel=token, report=progress or bar)
-                results += self._generate(executor, prompts, index, sampling, control, media)
-        single = isinstance(prompt, str) and len(results) == 1
-        return results[0] if single else results
+                shown = dataclasses.replace(control, report=bar) if control.report is no_report else control
+                results += self._generate(executor, prompts, index, sampling, shown, media)
+        return results
 
     def check_request(self, prompt: str, sampling_param: SamplingParam | None = None, **fields: Any) -> SamplingParam:
         """Refuse what `generate_video` would refuse with a `ValueError`, before anything is computed or written.
@@ -353,6 +373,15 @@ class VideoGenerator:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.shutdown()
+
+
+def _control(progress: Callable[[Progress], None] | None, cancel: CancelToken | None, preview_every: int) -> Control:
+    """How a call is stopped and watched."""
+    require_whole("preview_every", preview_every, 0)
+    require(not preview_every or progress is not None, "preview_every", preview_every,
+            "nobody sees previews without progress", "give progress, or leave it 0")  # fmt: skip
+    token = CancelToken() if cancel is None else cancel
+    return Control(cancel=token, report=progress or no_report, preview_every=preview_every)
 
 
 def _refuse_lora(method: str) -> NoReturn:

@@ -5,12 +5,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.models.encoders.base import TextEmbeddings
 
 T = TypeVar("T")
+Picture = npt.NDArray[np.uint8]
+"""[H, W, 3] RGB."""
 
 
 class Cancelled(Exception):  # noqa: N818 - the outcome that was asked for, not an error
@@ -41,6 +45,8 @@ class Progress:
     total: int
     seconds_left: float | None
     """Of this stage, at the mean pace of its steps so far; None before the first."""
+    preview: Picture | None = field(default=None, compare=False)
+    """[H, W, 3] RGB: roughly what the first video shows so far, small; None where none was asked for."""
 
 
 def no_report(progress: Progress) -> None:
@@ -53,6 +59,8 @@ class Control:
 
     cancel: CancelToken = field(default_factory=CancelToken)
     report: Callable[[Progress], None] = no_report
+    preview_every: int = 0
+    """Steps from one preview to the next; 0 makes none."""
 
     def check(self) -> None:
         """Go on only if nobody cancelled.
@@ -63,11 +71,13 @@ class Control:
         if self.cancel.cancelled:
             raise Cancelled("the request was cancelled")
 
-    def steps(self, stage: str, items: Iterable[T], total: int) -> Iterator[T]:
+    def steps(
+        self, stage: str, items: Iterable[T], total: int, preview: Callable[[], Picture | None] | None = None
+    ) -> Iterator[T]:
         """`items`, of which there are `total`, as the steps of `stage`.
 
         Asks for cancellation before each is taken and reports after the caller is done with it, and once before
-        the first.
+        the first. `preview` draws what a stage has so far; it is called for some steps, if previews are asked for.
 
         Raises:
             Cancelled: the token was cancelled since the last step.
@@ -79,7 +89,9 @@ class Control:
             self.check()
             yield next(source)
             pace = (time.perf_counter() - started) / done
-            self.report(Progress(stage, done, total, pace * (total - done)))
+            drawn = preview is not None and self.preview_every > 0 and done % self.preview_every == 0 and done < total
+            picture = preview() if preview is not None and drawn else None
+            self.report(Progress(stage, done, total, pace * (total - done), picture))
         assert next(source, None) is None, f"{stage} has more than {total} steps"
 
 

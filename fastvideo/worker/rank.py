@@ -122,7 +122,9 @@ class Rank:
         self._platform.reset_peak_memory()
         control = self.groups.control
         listener = report if self.groups.rank == 0 else no_report
-        agreed = Control(cancel=AgreedCancel(cancelled, control), report=listener)
+        agreed = Control(
+            cancel=AgreedCancel(cancelled, control), report=listener, preview_every=batch.control.preview_every
+        )
         given = batch.control
         batch = self._pipeline.forward(dataclasses.replace(batch, control=agreed))
         batch.control = given  # the other would keep the group of all ranks alive

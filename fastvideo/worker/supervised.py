@@ -101,7 +101,9 @@ class SupervisedExecutor:
         """
         with self._lock:
             crew = self._running_crew()
-            request = pickle.dumps(dataclasses.replace(batch, control=Control()))
+            request = pickle.dumps(
+                dataclasses.replace(batch, control=Control(preview_every=batch.control.preview_every))
+            )
             try:
                 crew.send(request)
                 made: Made = watch(crew, batch.control, self._timeout)[0]

@@ -29,11 +29,17 @@ import json, sys, torch
 from fastvideo import VideoGenerator
 model, folder, fields = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 generator = VideoGenerator.from_pretrained(model, precision="fp32", device="cpu", num_gpus=2)
-result = generator.generate_video(fields.pop("prompt"), output_path=folder + "/clip.mp4", **fields)
+shown = []
+def progress(report):
+    if report.preview is not None:
+        shown.append([report.step, *report.preview.shape])
+result = generator.generate_video(
+    fields.pop("prompt"), output_path=folder + "/clip.mp4", progress=progress, preview_every=2, **fields
+)
 torch.save(result.samples, folder + "/samples.pt")
 workers = [worker.process.pid for worker in generator._executor._crew._workers]
 heavy = [name for name in ("diffusers", "transformers") if name in sys.modules]
-print(json.dumps([workers, heavy, generator._executor.threads]))
+print(json.dumps([workers, heavy, generator._executor.threads, shown]))
 """
 """It has no `if __name__ == "__main__"`, and does not shut the generator down."""
 
@@ -63,7 +69,8 @@ def test_a_script_makes_what_one_process_makes(wan_repo: Path, tmp_path: Path) -
     program = run(str(tmp_path / "script.py"), str(wan_repo), str(tmp_path), fields, env={"OMP_NUM_THREADS": "1"})
     out, err = program.communicate(timeout=200)
     assert program.returncode == 0, err
-    workers, heavy, threads = json.loads(out)
+    workers, heavy, threads, shown = json.loads(out)
+    assert shown == [[2, 32, 48, 3]], "the first rank draws previews"
     assert err.count("loaded on cpu (2 processes: cfg=2 vae)") == err.count("INFO") - 1 == 1
     assert heavy == [], "who computes nothing loads nothing"
     assert wait_for_end(workers, 5) == []

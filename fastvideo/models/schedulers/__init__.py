@@ -51,6 +51,17 @@ class Scheduler:
         stepped: torch.Tensor = self.inner.step(prediction, timestep, latents, return_dict=False)[0]
         return stepped
 
+    def clean(self, prediction: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """What a step's `prediction` says that the data is, for someone to look at; all have the shape of `latents`.
+
+        On a flow the noisy latents are (1 - s) data + s noise and the prediction is noise - data, with s falling from
+        1 to 0 as the timesteps do. Of another kind of prediction it is not known, and `latents` are given back.
+        """
+        config = self.inner.config
+        if self.name != "FlowMatchEulerDiscreteScheduler" and config.get("prediction_type") != "flow_prediction":
+            return latents
+        return latents - timestep / config["num_train_timesteps"] * prediction.to(latents.dtype)
+
 
 def check_scheduler(class_name: str) -> None:
     """Raise a `ValueError` that lists the choices unless `class_name` is in `SCHEDULERS`."""

@@ -266,6 +266,11 @@ class AutoencoderKLWan(BaseVAE):
         nothing = latents.new_empty(b, self.arch.out_channels, 0, h * space, w * space, dtype=dtype)
         yield from self.split.stream(self._clamped_frames, latents * std + mean, self.chunk, time, nothing)
 
+    def first_frame(self, latents: torch.Tensor) -> torch.Tensor:
+        """The first frame [B, 3, 8 h, 8 w] of `decode`, on this rank alone; it depends on no later latents."""
+        mean, std = self._statistics(latents.device)
+        return self._clamped_frames(latents[:, :, :1] * std + mean, Past())[:, :, 0]
+
     def _clamped_frames(self, latents: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
         return self.frames(latents, past).clamp(-1, 1)
 

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.encoders.base import TextEmbeddings
 from fastvideo.models.schedulers import Scheduler
-from fastvideo.pipelines.pipeline_batch_info import ForwardBatch, written
+from fastvideo.pipelines.pipeline_batch_info import ForwardBatch, Picture, written
 from fastvideo.pipelines.stages.base import PipelineStage
 
 
@@ -40,6 +42,11 @@ Conditions = Callable[[TextEmbeddings], dict[str, Any]]
 """The keywords of the model's `embed` for embedded prompts."""
 Guide = Callable[[SamplingParam, torch.Tensor], Guidance]
 """The guidance at a timestep."""
+Preview = Callable[[torch.Tensor], torch.Tensor]
+"""Of latents [B, C, t, h, w] a frame [B, 3, H, W] in [-1, 1], at a small part of a step's cost, on this rank alone."""
+
+PREVIEW_SIDE = 256
+"""The most pixels of a preview's side."""
 
 
 def same_guidance(sampling: SamplingParam, timestep: torch.Tensor) -> Guidance:
@@ -58,12 +65,14 @@ class DenoisingStage(PipelineStage):
     writes = ("latents",)
 
     def __init__(
-        self, scheduler: Scheduler, *, pick: Pick, conditions: Conditions, guide: Guide = same_guidance
-    ) -> None:
+        self, scheduler: Scheduler, *, pick: Pick, conditions: Conditions, guide: Guide = same_guidance,
+        preview: Preview | None = None,
+    ) -> None:  # fmt: skip
         self.scheduler = scheduler
         self.pick = pick
         self.conditions = conditions
         self.guide = guide
+        self.preview = preview
 
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
         """Run every timestep.
@@ -79,13 +88,23 @@ class DenoisingStage(PipelineStage):
         if batch.guided:
             negative = self.conditions(written(batch.negative_prompt_embeds, "negative_prompt_embeds"))
         total = len(timesteps)
-        for step, t in batch.control.steps(self.name, enumerate(timesteps, start=1), total):
+        clean: Callable[[], torch.Tensor] | None = None
+
+        def draw() -> Picture | None:
+            # the other ranks have the same latents, and wait for this one at their next exchange
+            if self.preview is None or clean is None or self.groups.rank > 0:
+                return None
+            return picture_of(self.preview(clean()))
+
+        for step, t in batch.control.steps(self.name, enumerate(timesteps, start=1), total, draw):
             model = self.pick(t)
             timestep = t.expand(latents.shape[0])
             if negative is None:
                 prediction = model(latents, timestep, **text)
             else:
                 prediction = self.guide(batch.sampling, t)(*self.both(model, latents, timestep, text, negative))
+            if batch.control.preview_every:
+                clean = partial(self.scheduler.clean, prediction, t, latents)
             latents = self.scheduler.step(prediction, t, latents)
             check_finite(latents, step, total)
         batch.latents = latents
@@ -106,6 +125,19 @@ class DenoisingStage(PipelineStage):
         mine = model(latents, timestep, **(text if cfg.rank == 0 else negative))
         conditional, unconditional = cfg.all_gather(mine.unsqueeze(0)).unbind()
         return conditional, unconditional
+
+
+def picture_of(frames: torch.Tensor) -> Picture:
+    """The first of `frames` [B, 3, H, W] in [-1, 1] as 8-bit RGB [h, w, 3], no side longer than PREVIEW_SIDE."""
+    frame = frames[:1].float()
+    scale = PREVIEW_SIDE / max(frame.shape[2:])
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in frame.shape[2:]]
+        frame = F.interpolate(frame, size, mode="area")
+    picture: Picture = (
+        ((frame[0] / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+    )
+    return picture
 
 
 def check_finite(latents: torch.Tensor, step: int, total: int) -> None:

@@ -43,7 +43,12 @@ class WanPipeline(ComposedPipelineBase):
             TextEncodingStage(self.component("text_encoder", T5EncoderModel)),
             TimestepPreparationStage(scheduler),
             LatentPreparationStage(self.latent_shape),
-            DenoisingStage(scheduler, pick=lambda timestep: self.transformer, conditions=text_conditions),
+            DenoisingStage(
+                scheduler,
+                pick=lambda timestep: self.transformer,
+                conditions=text_conditions,
+                preview=self.vae.first_frame,
+            ),
             DecodingStage(self.vae),
         )
 
