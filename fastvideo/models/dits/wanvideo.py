@@ -86,6 +86,11 @@ class WanCrossAttention(nn.Module):
         return self.out(self.attention(q, k, v, bias).flatten(2))
 
 
+def modulation_table(rows: int, dim: int) -> nn.Parameter:
+    """Learned shifts, scales and gates [1, rows, dim], to which those of the timestep are added."""
+    return nn.Parameter(nn.init.normal_(torch.empty(1, rows, dim), std=dim**-0.5))
+
+
 class WanBlock(nn.Module):
     """Self-attention, cross-attention and perceptron; the timestep shifts, scales and gates the outer two."""
 
@@ -97,7 +102,7 @@ class WanBlock(nn.Module):
         self.cross_norm = FP32LayerNorm(dim, eps) if arch.cross_attn_norm else nn.Identity()
         self.cross_attn = WanCrossAttention(dim, arch.num_attention_heads, eps)
         self.ffn = MLP(dim, arch.ffn_dim, dim)
-        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        self.modulation = modulation_table(6, dim)
 
     def forward(self, x: torch.Tensor, context: WanContext) -> torch.Tensor:
         # fp32: in bf16 the modulation and the residual sums lose what the reference keeps
@@ -142,7 +147,7 @@ class WanTransformer3DModel(BaseDiT[WanContext]):
         self.text_embedder = MLP(arch.text_dim, dim, dim)
         self.blocks = nn.ModuleList(WanBlock(arch) for _ in range(arch.num_layers))
         self.proj_out = nn.Linear(dim, arch.out_channels * math.prod(arch.patch_size))
-        self.modulation_out = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+        self.modulation_out = modulation_table(2, dim)
 
     def embed(  # type: ignore[override]  # names its own conditions
         self, latents: torch.Tensor, timestep: torch.Tensor, *, text: torch.Tensor, text_padding: int = 0

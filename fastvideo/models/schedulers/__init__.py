@@ -1,53 +1,92 @@
-"""Noise schedulers: those of `diffusers`, behind one function that checks what it is given."""
+"""Noise schedulers, by their names in `model_index.json`: built from a config that is checked."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from fastvideo.models.schedulers.base import Scheduler
+from fastvideo.models.schedulers.flow import EulerFlow, UniPCFlow
 from fastvideo.utils import nearest, require, require_known, resolve
 
-SCHEDULERS: dict[str, tuple[str, str]] = {
-    "UniPCMultistepScheduler": ("diffusers:UniPCMultistepScheduler", "flow_shift"),
-    "FlowMatchEulerDiscreteScheduler": ("diffusers:FlowMatchEulerDiscreteScheduler", "shift"),
-}
-"""Class name in `model_index.json` to "module:Class" and the config key that shifts the noise schedule."""
+__all__ = ["SCHEDULERS", "DiffusersScheduler", "Scheduler", "build_scheduler", "check_scheduler"]
 
 
-class Scheduler:
-    """A scheduler of `diffusers`, which it calls `inner`, behind the calls that the denoising loop makes."""
+@dataclass(frozen=True, kw_only=True)
+class SchedulerEntry:
+    """A scheduler class that repos name."""
+
+    reference: str
+    """That of `diffusers`, as "module:Class"."""
+    shift_key: str
+    """The config key that shifts the noise schedule."""
+    own: Callable[[Mapping[str, Any]], Scheduler]
+    """Our restatement, for the configs that flow-matching models have."""
+    fixed: Mapping[str, Any]
+    """What a config says, or leaves at these defaults, for ours to be the same."""
+    free: tuple[str, ...]
+    """Keys that ours heeds, and those that say nothing about such a config."""
+    required: tuple[str, ...] = ()
+    """Those of `fixed` whose default in `diffusers` is another value, so that the config must say them."""
+
+
+SCHEDULERS: Mapping[str, SchedulerEntry] = MappingProxyType(
+    {
+        UniPCFlow.name: SchedulerEntry(
+            reference=f"diffusers:{UniPCFlow.name}",
+            shift_key="flow_shift",
+            own=UniPCFlow,
+            fixed={
+                "prediction_type": "flow_prediction", "use_flow_sigmas": True, "predict_x0": True, "solver_order": 2,
+                "lower_order_final": True,
+                "solver_type": "bh2", "solver_p": None, "thresholding": False, "final_sigmas_type": "zero",
+                "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
+                "use_dynamic_shifting": False, "shift_terminal": None, "beta_schedule": "linear",
+                "timestep_spacing": "linspace", "time_shift_type": "exponential", "trained_betas": None,
+                "rescale_betas_zero_snr": False, "sigma_min": None, "sigma_max": None,
+            },
+            free=(
+                "num_train_timesteps", "flow_shift", "disable_corrector", "beta_start", "beta_end",
+                "dynamic_thresholding_ratio", "sample_max_value", "steps_offset",
+            ),
+            required=("prediction_type", "use_flow_sigmas"),
+        ),
+        EulerFlow.name: SchedulerEntry(
+            reference=f"diffusers:{EulerFlow.name}",
+            shift_key="shift",
+            own=EulerFlow,
+            fixed={
+                "use_dynamic_shifting": False, "invert_sigmas": False, "shift_terminal": None,
+                "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
+                "stochastic_sampling": False, "time_shift_type": "exponential",
+            },
+            free=(
+                "num_train_timesteps", "shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
+            ),
+        ),
+    }
+)  # fmt: skip
+"""By class name in `model_index.json`."""
+
+
+class DiffusersScheduler(Scheduler):
+    """A scheduler of `diffusers`, which it calls `inner`: for configs that ours do not restate."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
-
-    @property
-    def name(self) -> str:
-        """The class of `inner`."""
-        return type(self.inner).__name__
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The config of `inner`."""
-        return dict(self.inner.config)
+        self.name = type(inner).__name__
+        self.config = dict(inner.config)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Start a schedule of `num_inference_steps` steps; forgets the one before."""
         self.inner.set_timesteps(num_inference_steps, device=device)
         # or the first step would be looked up by its timestep, and rounded timesteps may repeat
         self.inner.set_begin_index(0)
-
-    @property
-    def timesteps(self) -> torch.Tensor:
-        """The timesteps [steps] of the schedule, falling."""
-        timesteps: torch.Tensor = self.inner.timesteps
-        return timesteps
+        self.timesteps = self.inner.timesteps
 
     def step(self, prediction: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """The latents after the step at `timestep` (a scalar of `timesteps`), from the model's `prediction` there.
-
-        All have the shape of `latents`; the schedule's steps must be taken in order.
-        """
         stepped: torch.Tensor = self.inner.step(prediction, timestep, latents, return_dict=False)[0]
         return stepped
 
@@ -75,7 +114,7 @@ def check_scheduler(class_name: str) -> None:
 
 
 def build_scheduler(class_name: str, config: Mapping[str, Any], flow_shift: float | None = None) -> Scheduler:
-    """The scheduler `class_name` of `diffusers` with `config`.
+    """The scheduler `class_name` with `config`: ours where it is the same, else that of `diffusers`.
 
     Args:
         class_name: a name in `SCHEDULERS`.
@@ -86,16 +125,25 @@ def build_scheduler(class_name: str, config: Mapping[str, Any], flow_shift: floa
         ValueError: an unknown class, a config key that the class does not know, or a value that it refuses.
     """
     check_scheduler(class_name)
-    reference, shift_key = SCHEDULERS[class_name]
-    cls = resolve(reference)
+    entry = SCHEDULERS[class_name]
     values = {key: value for key, value in config.items() if not key.startswith("_")}
+    if flow_shift is not None:
+        values[entry.shift_key] = flow_shift
+    shift = values.get(entry.shift_key, 1.0)
+    require(isinstance(shift, (int, float)) and shift > 0, entry.shift_key, shift, "must be a number above 0")
+    if _same(entry, values):
+        return entry.own(values)
+    cls = resolve(entry.reference)
     # the class itself drops unknown keys with a warning
     require_known(values, list(inspect.signature(cls.__init__).parameters), f"config key of {class_name}")
-    if flow_shift is not None:
-        values[shift_key] = flow_shift
-    shift = values.get(shift_key, 1.0)
-    require(isinstance(shift, (int, float)) and shift > 0, shift_key, shift, "must be a number above 0")
     try:
-        return Scheduler(cls.from_config(values))
+        return DiffusersScheduler(cls.from_config(values))
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(f"scheduler {class_name}: its config is refused: {error}; correct its JSON file") from None
+
+
+def _same(entry: SchedulerEntry, values: Mapping[str, Any]) -> bool:
+    """Whether our restatement does what `diffusers` does with the config `values`."""
+    return all(key in values for key in entry.required) and all(
+        key in entry.free or (key in entry.fixed and value == entry.fixed[key]) for key, value in values.items()
+    )

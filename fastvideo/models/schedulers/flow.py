@@ -1,0 +1,131 @@
+"""Samplers of flow matching, whose latents at noise level s are (1 - s) * data + s * noise and whose models predict the
+velocity, noise - data.
+
+They are restated here, in a few lines each, since those of `diffusers` take two seconds to import. What they are
+compared with: `diffusers/schedulers/scheduling_flow_match_euler_discrete.py` and
+`diffusers/schedulers/scheduling_unipc_multistep.py`. Coefficients are computed in float64.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastvideo.models.schedulers.base import Scheduler
+
+
+def shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
+    """Noise levels `sigmas` moved towards noise by `shift` (Stable Diffusion 3, arXiv 2403.03206, section 5.3.2)."""
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+class EulerFlow(Scheduler):
+    """Euler's method along the flow (arXiv 2210.02747)."""
+
+    name = "FlowMatchEulerDiscreteScheduler"
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+        self.shift = float(config.get("shift", 1.0))
+        self.train_timesteps = int(config.get("num_train_timesteps", 1000))
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        # the levels lie between the shifted ones of the first and the last training step, and are then shifted again
+        ends = shifted(np.array([1.0, 1 / self.train_timesteps], dtype=np.float32), self.shift).astype(np.float32)
+        spread = np.linspace(*(ends.astype(np.float64) * self.train_timesteps), num_inference_steps)
+        sigmas = torch.from_numpy(shifted(spread / self.train_timesteps, self.shift)).float()
+        self.sigmas = [*sigmas.tolist(), 0.0]
+        self.timesteps = (sigmas * self.train_timesteps).to(device)
+        self.index = 0
+
+    def step(self, prediction: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        sigma, following = self.sigmas[self.index : self.index + 2]
+        self.index += 1
+        return latents + (following - sigma) * prediction.float()
+
+
+class UniPCFlow(Scheduler):
+    """UniPC of second order with B(h) = e^h - 1, on predictions of the data (arXiv 2302.04867).
+
+    With m the predicted data and l = log((1 - s) / s), a step from s to t multiplies the latents by t / s and adds
+    multiples of m and of its differences: the predictor's, and once m at t is known, the corrector's.
+    """
+
+    name = "UniPCMultistepScheduler"
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+        self.shift = float(config.get("flow_shift", 1.0))
+        self.train_timesteps = int(config.get("num_train_timesteps", 1000))
+        self.uncorrected = frozenset(config.get("disable_corrector", ()))
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        spread = np.linspace(1, 1 / self.train_timesteps, num_inference_steps + 1)[:-1]
+        sigmas = shifted(spread, self.shift)
+        if abs(sigmas[0] - 1) < 1e-6:
+            sigmas[0] -= 1e-6  # or its logarithm were infinite
+        self.timesteps = torch.from_numpy(sigmas * self.train_timesteps).to(device=device, dtype=torch.int64)
+        self.sigmas: list[float] = [*sigmas.astype(np.float32).tolist(), 0.0]
+        self.index = 0
+        self.order = 0
+        self.data: list[torch.Tensor] = []
+        """Predictions of the data, the last one first; as many as are needed."""
+        self.start: torch.Tensor | None = None
+        """The latents that the last step started from."""
+
+    def step(self, prediction: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        data = latents - self.sigmas[self.index] * prediction.float()
+        if self.start is not None and self.index - 1 not in self.uncorrected:
+            latents = self._correct(self.start, data)
+        left = len(self.sigmas) - 1 - self.index
+        self.data = [data, *self.data[:1]]
+        self.order = min(2, left, len(self.data))
+        self.start = latents
+        following = self._predict(latents)
+        self.index += 1
+        return following
+
+    def _predict(self, latents: torch.Tensor) -> torch.Tensor:
+        """The latents at the next noise level."""
+        sigma, following = self.sigmas[self.index : self.index + 2]
+        growth, ratio = self._growth(self.index), self._ratio(self.index)
+        result = (following / sigma) * latents - ((1 - following) * growth) * self.data[0]
+        if self.order == 2:
+            result = result - ((1 - following) * growth * 0.5 / ratio) * (self.data[1] - self.data[0])
+        return result
+
+    def _correct(self, latents: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+        """The latents at this noise level, from those that the last step started from and from `data` here."""
+        sigma, here = self.sigmas[self.index - 1 : self.index + 1]
+        growth = self._growth(self.index - 1)
+        change = data - self.data[0]
+        if self.order == 1:
+            change = 0.5 * change
+        else:
+            # two unknown weights: of the difference before, and of the one that `data` makes known
+            step = -self._step(self.index - 1)
+            first = (growth / step - 1) / growth
+            second = ((growth / step - 1) / step - 0.5) * 2 / growth
+            ratio = self._ratio(self.index - 1)
+            before = (first - second) / (1 - ratio)
+            change = (before / ratio) * (self.data[1] - self.data[0]) + (first - before) * change
+        return (here / sigma) * latents - ((1 - here) * growth) * (self.data[0] + change)
+
+    def _log_ratio(self, index: int) -> float:
+        """log((1 - s) / s) at noise level number `index`."""
+        sigma = self.sigmas[index]
+        return math.log(1 - sigma) - math.log(sigma) if sigma > 0 else math.inf
+
+    def _step(self, index: int) -> float:
+        """h, the change of the log ratio in step number `index`."""
+        return self._log_ratio(index + 1) - self._log_ratio(index)
+
+    def _growth(self, index: int) -> float:
+        """e^-h - 1 of step number `index`."""
+        return math.expm1(-self._step(index))
+
+    def _ratio(self, index: int) -> float:
+        """How far the noise level before step number `index` lies back, in units of the step; 0 in the first."""
+        return -self._step(index - 1) / self._step(index) if index else 0.0
