@@ -41,3 +41,14 @@ for entry in MODELS:
 print("torch" in sys.modules)
 """
     assert run(code) == "False"
+
+
+def test_a_clip_needs_neither_the_compiler_nor_the_reference() -> None:
+    code = """
+import sys
+from fastvideo import VideoGenerator
+with VideoGenerator.from_pretrained("shapes-t2v") as generator:
+    generator.generate_video("a red circle", num_inference_steps=1, num_frames=5, save_video=False)
+print([name for name in ("torch._dynamo", "diffusers", "transformers") if name in sys.modules])
+"""
+    assert run(code) == "[]"

@@ -17,7 +17,9 @@ from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
 from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.encoders.base import TextEncoder
+from fastvideo.models.encoders.tokenizer import plain_tokenizer
 from fastvideo.models.loader.repo import ComponentSource, Repo
+from fastvideo.models.loader.skeleton import skeleton
 from fastvideo.models.loader.spread import spread_decoder, spread_sequence, spread_weights
 from fastvideo.models.loader.weights import load_into, plan_loading
 from fastvideo.models.schedulers import Scheduler, build_scheduler, check_scheduler
@@ -82,8 +84,7 @@ def blueprint(source: ComponentSource) -> Blueprint:
     if mapping is None:
         raise ValueError(f"{what}: {source.class_name} has no official format; use a Diffusers-style repo")
     try:
-        with torch.device("meta"):
-            model: nn.Module = resolve(entry.model)(arch)
+        model: nn.Module = skeleton(lambda: resolve(entry.model)(arch))
     except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{what}, {source.config_name or source.weights}: no model can be built ({reason})") from None
@@ -135,7 +136,7 @@ def load_component(
 
 
 def load_tokenizer(source: ComponentSource) -> Any:
-    """The `transformers` tokenizer of `source`, from the files of its folder alone.
+    """The `transformers` tokenizer of `source`, or one that is called alike, from the files of its folder alone.
 
     Raises:
         ValueError: the class is not known, or the folder holds no tokenizer of it.
@@ -143,6 +144,9 @@ def load_tokenizer(source: ComponentSource) -> Any:
     check_tokenizer(source.class_name)
     folder = source.local_folder()
     try:
+        plain = plain_tokenizer(source.class_name, folder)
+        if plain is not None:
+            return plain
         return resolve(f"transformers:{source.class_name}").from_pretrained(folder, local_files_only=True)
     except Exception as error:  # what a broken file raises depends on the tokenizer
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
