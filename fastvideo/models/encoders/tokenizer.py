@@ -35,8 +35,9 @@ class FileTokenizer:
         """Raises an exception of `tokenizers` unless `file` holds a tokenizer."""
         self._tokenizer = Tokenizer.from_file(str(file))
         self._tokenizer.no_padding()
-        self._pad_token = pad_token
-        self.pad_token_id = self._tokenizer.token_to_id(pad_token)
+        padding = self._tokenizer.token_to_id(pad_token)
+        assert padding is not None, pad_token
+        self.pad_token_id = padding
 
     def __len__(self) -> int:
         """How many tokens there are."""

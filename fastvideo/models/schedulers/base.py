@@ -1,13 +1,12 @@
 """What a scheduler is: the timesteps of a schedule, and the step from one to the next."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 
-class Scheduler(ABC):
+class Scheduler:
     """A sampler. It remembers where in the schedule it is: the steps must be taken in order."""
 
     name: str
@@ -17,13 +16,20 @@ class Scheduler(ABC):
     timesteps: torch.Tensor
     """[steps] of the schedule, falling; once `set_timesteps` was called."""
 
-    @abstractmethod
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Start a schedule of `num_inference_steps` steps; forgets the one before."""
+        raise NotImplementedError
 
-    @abstractmethod
     def step(self, prediction: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """The latents after the step at `timestep` (a scalar of `timesteps`), from the model's `prediction` there.
 
         All have the shape of `latents`.
         """
+        raise NotImplementedError
+
+    def clean(self, prediction: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """What a step's `prediction` says that the data is, for someone to look at; all have the shape of `latents`.
+
+        Where it is not known, `latents` are given back.
+        """
+        return latents

@@ -16,25 +16,36 @@ import torch
 from fastvideo.models.schedulers.base import Scheduler
 
 
-def shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
+def shifted(sigmas: "np.ndarray[Any, Any]", shift: float) -> "np.ndarray[Any, Any]":
     """Noise levels `sigmas` moved towards noise by `shift` (Stable Diffusion 3, arXiv 2403.03206, section 5.3.2)."""
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
-class EulerFlow(Scheduler):
+class FlowScheduler(Scheduler):
+    """What the samplers of a flow share."""
+
+    def __init__(self, config: Mapping[str, Any], shift: float) -> None:
+        self.config = config
+        self.shift = float(shift)
+        self.train_timesteps = int(config.get("num_train_timesteps", 1000))
+
+    def clean(self, prediction: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        return latents - timestep / self.train_timesteps * prediction.float()
+
+
+class EulerFlow(FlowScheduler):
     """Euler's method along the flow (arXiv 2210.02747)."""
 
     name = "FlowMatchEulerDiscreteScheduler"
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = config
-        self.shift = float(config.get("shift", 1.0))
-        self.train_timesteps = int(config.get("num_train_timesteps", 1000))
+        super().__init__(config, config.get("shift", 1.0))
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         # the levels lie between the shifted ones of the first and the last training step, and are then shifted again
         ends = shifted(np.array([1.0, 1 / self.train_timesteps], dtype=np.float32), self.shift).astype(np.float32)
-        spread = np.linspace(*(ends.astype(np.float64) * self.train_timesteps), num_inference_steps)
+        first, last = (float(end) * self.train_timesteps for end in ends)
+        spread = np.linspace(first, last, num_inference_steps)
         sigmas = torch.from_numpy(shifted(spread / self.train_timesteps, self.shift)).float()
         self.sigmas = [*sigmas.tolist(), 0.0]
         self.timesteps = (sigmas * self.train_timesteps).to(device)
@@ -46,7 +57,7 @@ class EulerFlow(Scheduler):
         return latents + (following - sigma) * prediction.float()
 
 
-class UniPCFlow(Scheduler):
+class UniPCFlow(FlowScheduler):
     """UniPC of second order with B(h) = e^h - 1, on predictions of the data (arXiv 2302.04867).
 
     With m the predicted data and l = log((1 - s) / s), a step from s to t multiplies the latents by t / s and adds
@@ -56,9 +67,7 @@ class UniPCFlow(Scheduler):
     name = "UniPCMultistepScheduler"
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = config
-        self.shift = float(config.get("flow_shift", 1.0))
-        self.train_timesteps = int(config.get("num_train_timesteps", 1000))
+        super().__init__(config, config.get("flow_shift", 1.0))
         self.uncorrected = frozenset(config.get("disable_corrector", ()))
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
