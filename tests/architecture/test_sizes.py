@@ -7,10 +7,10 @@ from tests.architecture.source import PACKAGE, ROOT, functions, parsed
 FUNCTION_LINES = 60
 FILE_LINES = 400
 MODEL_FILE_LINES = 600
-CORE_LINES = 11_000
-"""Of the package, without what belongs to one model family, and without `TOOLS`."""
-TOOLS = ("entrypoints/bench",)
-"""Folders that measure the package; nothing else in it uses them."""
+CORE_LINES = 14_500
+"""Of the package, without what belongs to one model family, and without `APPLICATIONS`."""
+APPLICATIONS = ("entrypoints/bench", "entrypoints/serve", "training")
+"""Folders that use the package; nothing else in it uses them."""
 CODE = ("fastvideo", "recipes", "benchmarks", "examples", "tests")
 
 EXCEPTIONS: dict[str, tuple[int, str]] = {}
@@ -64,8 +64,8 @@ def test_files() -> None:
 
 def test_the_core() -> None:
     families = {folder.name for folder in (PACKAGE / "pipelines" / "basic").iterdir() if folder.is_dir()}
-    tools = {path for folder in TOOLS for path in (PACKAGE / folder).rglob("*.py")}
-    files = set(PACKAGE.rglob("*.py")) - tools
+    applications = {path for folder in APPLICATIONS for path in (PACKAGE / folder).rglob("*.py")}
+    files = set(PACKAGE.rglob("*.py")) - applications
     core = [path for path in files if not any(path.stem.startswith(family) for family in families)]
     assert sum(map(line_count, core)) <= CORE_LINES
 
