@@ -38,6 +38,18 @@ def official_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_repos.make_official_repo(tmp_path_factory.mktemp("repos") / "wan-tiny-official")
 
 
+@pytest.fixture(scope="session")
+def i2v_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Wan 2.1 image-to-video repo. Read only."""
+    return tiny_repos.make_i2v_repo(tmp_path_factory.mktemp("repos") / "wan-tiny-i2v")
+
+
+@pytest.fixture(scope="session")
+def flf2v_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Wan 2.1 repo of first and last frame. Read only."""
+    return tiny_repos.make_i2v_repo(tmp_path_factory.mktemp("repos") / "wan-tiny-flf2v", last=True)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> None:
     """Whoever starts the tests in the background has Ctrl-C ignored, and Python then leaves it so."""

@@ -57,6 +57,25 @@ def make_vae(seed: int = 2, **fields: Any) -> Any:
     return randomize(AutoencoderKLWan(**{"base_dim": 6, "z_dim": 16, **fields}), seed)
 
 
+def make_image_encoder(seed: int = 4, **fields: Any) -> Any:
+    """A random `transformers.CLIPVisionModel`: 3 heads of 8, 3 layers, images of 28 pixels in patches of 14."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    sizes = {
+        "hidden_size": 24, "intermediate_size": 44, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 28,
+        "patch_size": 14, "hidden_act": "gelu",
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    return randomize(CLIPVisionModel(CLIPVisionConfig(**{**sizes, **fields})), seed)
+
+
+def make_image_processor(size: int = 28) -> Any:
+    """The processor of that encoder."""
+    from transformers import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+
+
 def make_scheduler(scheduler: str, flow_shift: float) -> Any:
     """`scheduler` "unipc" (as Wan repos have it) or "euler"."""
     from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
@@ -124,6 +143,40 @@ def make_wan_repo(
     return path
 
 
+def make_i2v_repo(
+    path: Path,
+    last: bool = False,
+    scheduler: str = "unipc",
+    seed: int = 0,
+    transformer: dict[str, Any] | None = None,
+    image_encoder: dict[str, Any] | None = None,
+) -> Path:
+    """A Diffusers repo of a Wan 2.1 image-to-video pipeline in folder `path`; with `last`, of first and last frame.
+
+    Returns:
+        `path`.
+    """
+    from diffusers import WanImageToVideoPipeline
+
+    tokenizer = make_tokenizer()
+    encoder = make_image_encoder(5 * seed + 4, **(image_encoder or {}))
+    states = 1 + (encoder.config.image_size // encoder.config.patch_size) ** 2
+    sizes = {
+        "in_channels": 36, "image_dim": encoder.config.hidden_size, "added_kv_proj_dim": 60,
+        "pos_embed_seq_len": 2 * states if last else None,
+    }  # fmt: skip
+    WanImageToVideoPipeline(
+        tokenizer=tokenizer,
+        text_encoder=make_text_encoder(len(tokenizer), seed=5 * seed),
+        transformer=make_transformer(seed=5 * seed + 1, **sizes, **(transformer or {})),
+        vae=make_vae(seed=5 * seed + 2),
+        scheduler=make_scheduler(scheduler, 16.0 if last else 3.0),
+        image_encoder=encoder,
+        image_processor=make_image_processor(encoder.config.image_size),
+    ).save_pretrained(path)
+    return path
+
+
 def make_official_repo(path: Path, seed: int = 0, **options: Any) -> Path:
     """A flat folder as the Wan authors publish it, with the weights of `make_wan_repo(..., seed=seed, **options)`.
 
@@ -157,18 +210,55 @@ def make_official_repo(path: Path, seed: int = 0, **options: Any) -> Path:
     return path
 
 
+OFFICIAL_ENCODER = {"hidden_size": 160, "num_attention_heads": 2, "image_size": 224, "patch_size": 56}
+"""Of `make_image_encoder`: what an official folder implies is as there, 80 numbers a head and images of 224 pixels."""
+
+
+def make_official_i2v_repo(path: Path, source: Path, last: bool = False) -> Path:
+    """A flat folder as the Wan authors publish it, with the weights of `source` from `make_i2v_repo`, whose
+    `image_encoder` is `OFFICIAL_ENCODER`.
+
+    Returns:
+        `path`.
+    """
+    from safetensors.torch import save_file
+
+    path.mkdir(parents=True)
+    config = json.loads((source / "transformer" / "config.json").read_text())
+    dim = config["num_attention_heads"] * config["attention_head_dim"]
+    (path / "config.json").write_text(json.dumps({
+        "_class_name": "WanModel", "model_type": "flf2v" if last else "i2v", "text_len": 512, "dim": dim,
+        "num_heads": config["num_attention_heads"], "ffn_dim": config["ffn_dim"], "freq_dim": config["freq_dim"],
+        "in_dim": 36, "out_dim": 16, "num_layers": config["num_layers"], "eps": config["eps"],
+        "text_dim": config["text_dim"],
+    }))  # fmt: skip
+    save_file(official_state(source, "transformer"), path / "diffusion_pytorch_model.safetensors")
+    torch.save(official_state(source, "text_encoder"), path / "models_t5_umt5-xxl-enc-bf16.pth")
+    torch.save(official_state(source, "vae"), path / "Wan2.1_VAE.pth")
+    state = official_state(source, "image_encoder")
+    state["visual.cls_embedding"] = state["visual.cls_embedding"][None, None]
+    state["visual.pos_embedding"] = state["visual.pos_embedding"][None]
+    state |= {"log_scale": torch.ones(()), "visual.head": torch.ones(160, 8), "textual.head.weight": torch.ones(3)}
+    state["visual.transformer.2.norm1.weight"] = torch.ones(160)
+    torch.save(state, path / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth")
+    make_tokenizer().save_pretrained(path / "google" / "umt5-xxl")
+    return path
+
+
 def official_state(repo: Path, component: str) -> dict[str, torch.Tensor]:
     """The state dict of `component` of a Diffusers repo, in one file, under the authors' names."""
     from safetensors.torch import load_file
 
     from fastvideo.configs.models.base import ArchConfig
     from fastvideo.configs.models.dits.wanvideo import WanVideoArchConfig
+    from fastvideo.configs.models.encoders.clip import CLIPVisionArchConfig
     from fastvideo.configs.models.encoders.t5 import UMT5ArchConfig
     from fastvideo.configs.models.vaes.wanvae import WanVAEArchConfig
     from fastvideo.models.loader.weights import checkpoint_state, module_state
 
     arch_classes: dict[str, type[ArchConfig]] = {
         "transformer": WanVideoArchConfig, "text_encoder": UMT5ArchConfig, "vae": WanVAEArchConfig,
+        "image_encoder": CLIPVisionArchConfig,
     }  # fmt: skip
     folder = repo / component
     arch = arch_classes[component].from_dict(json.loads((folder / "config.json").read_text()))

@@ -23,8 +23,14 @@ class OfficialComponent:
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialLayout:
-    """A folder with a `config.json` of `_class_name` `config_class` and no `model_index.json`."""
+    """A folder with a config of `_class_name` `config_class` and no `model_index.json`."""
 
     config_class: str
     pipeline_class: str
     components: tuple[OfficialComponent, ...]
+    config_file: str = "config.json"
+    """Where that config is, relative to the folder."""
+    signature: tuple[tuple[str, Any], ...] = ()
+    """Values in it that tell layouts of one class apart; the layout of which most agree is meant."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """What `model_index.json` would say beside the components."""

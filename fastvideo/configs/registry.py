@@ -1,100 +1,21 @@
 """The models and component classes that FastVideo knows: strings only, imported on use."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastvideo.configs import wan
+from fastvideo.configs.entries import ComponentEntry, ModelEntry
 from fastvideo.configs.official import OfficialLayout
 from fastvideo.configs.repo_index import RepoIndex, read_folder_index
+from fastvideo.configs.wan import SHIPPED_NAME
 from fastvideo.utils import nearest, require, resolve
 
-SHIPPED_NAME = "shapes-t2v"
-"""The model in the package."""
 SHIPPED_MODEL = Path(__file__).parent.parent / "assets" / SHIPPED_NAME
-"""Its folder."""
+"""The folder of the model in the package."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModelEntry:
-    """One model: how to recognise it, and the names of what makes it run."""
-
-    name: str
-    description: str
-    pipeline_class: str
-    """`_class_name` in `model_index.json`."""
-    pipeline: str
-    """The pipeline, as "module:Class"."""
-    pipeline_config: str
-    """Its `PipelineConfig`, as "module:Class"."""
-    sampling: str
-    """Its `SamplingParam`, as "module:Class"."""
-    model_ids: tuple[str, ...] = ()
-    """What users call it: ids on the Hub, or the name of the model in the package."""
-    signature: tuple[tuple[str, Any], ...] = ()
-    """What the configs of a local folder of this model say, as ("component.key", value). An entry without one is the
-    default for its class."""
-    official_layout: str | None = None
-    """The layout of the folders that the authors publish, as "module:NAME"."""
-
-    def matches(self, configs: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Whether the component configs `configs` agree with the signature."""
-        split = ((*key.split(".", 1), value) for key, value in self.signature)
-        return all(configs.get(component, {}).get(key) == value for component, key, value in split)
-
-
-_WAN: dict[str, Any] = {
-    "pipeline_class": "WanPipeline",
-    "pipeline": "fastvideo.pipelines.basic.wan.wan_pipeline:WanPipeline",
-    "official_layout": "fastvideo.configs.pipelines.wan:OFFICIAL_LAYOUT",
-}
-
-MODELS: tuple[ModelEntry, ...] = (
-    ModelEntry(
-        name=SHIPPED_NAME,
-        model_ids=(SHIPPED_NAME,),
-        description="Shapes that move as the caption says; ships in the package",
-        pipeline_config="fastvideo.configs.pipelines.wan:ShapesT2VConfig",
-        sampling="fastvideo.configs.sample.wan:ShapesT2VSampling",
-        signature=(("transformer.num_layers", 7), ("transformer.text_dim", 128)),
-        **_WAN,
-    ),
-    ModelEntry(
-        name="wan2.1-t2v-1.3b",
-        description="Wan 2.1 text to video, 1.3B parameters, 480p",
-        model_ids=("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-1.3B"),
-        pipeline_config="fastvideo.configs.pipelines.wan:WanT2V480PConfig",
-        sampling="fastvideo.configs.sample.wan:WanT2V480PSampling",
-        signature=(("transformer.num_layers", 30), ("transformer.ffn_dim", 8960)),
-        **_WAN,
-    ),
-    ModelEntry(
-        name="wan2.1-t2v-14b",
-        description="Wan 2.1 text to video, 14B parameters, 480p and 720p",
-        model_ids=("Wan-AI/Wan2.1-T2V-14B-Diffusers", "Wan-AI/Wan2.1-T2V-14B"),
-        pipeline_config="fastvideo.configs.pipelines.wan:WanT2V720PConfig",
-        sampling="fastvideo.configs.sample.wan:WanT2V720PSampling",
-        signature=(("transformer.num_layers", 40), ("transformer.ffn_dim", 13824)),
-        **_WAN,
-    ),
-    ModelEntry(
-        name="wan2.1-t2v",
-        description="Any other local Wan 2.1 text-to-video repo",
-        pipeline_config="fastvideo.configs.pipelines.wan:WanT2VConfig",
-        sampling="fastvideo.configs.sample.wan:WanT2V480PSampling",
-        **_WAN,
-    ),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComponentEntry:
-    """A component class with weights: its name in `model_index.json`, our model and its arch config."""
-
-    class_name: str
-    model: str
-    arch: str
-
+MODELS: tuple[ModelEntry, ...] = (*wan.MODELS,)
+"""Of all families."""
 
 COMPONENTS: tuple[ComponentEntry, ...] = (
     ComponentEntry(
@@ -106,6 +27,11 @@ COMPONENTS: tuple[ComponentEntry, ...] = (
         class_name="AutoencoderKLWan",
         model="fastvideo.models.vaes.wanvae:AutoencoderKLWan",
         arch="fastvideo.configs.models.vaes.wanvae:WanVAEArchConfig",
+    ),
+    ComponentEntry(
+        class_name="CLIPVisionModel",
+        model="fastvideo.models.encoders.clip:CLIPVisionModel",
+        arch="fastvideo.configs.models.encoders.clip:CLIPVisionArchConfig",
     ),
     ComponentEntry(
         class_name="UMT5EncoderModel",

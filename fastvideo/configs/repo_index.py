@@ -8,7 +8,7 @@ from typing import Any
 from fastvideo.configs.official import OfficialComponent, OfficialLayout
 from fastvideo.utils import read_json
 
-CONFIG_FILES = ("config.json", "scheduler_config.json")
+CONFIG_FILES = ("config.json", "scheduler_config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class RepoIndex:
 
     @property
     def configs(self) -> dict[str, Mapping[str, Any]]:
-        """The config of each component."""
-        return {name: component.config for name, component in self.components.items()}
+        """The config of each component, and under "model_index" the options."""
+        return {"model_index": self.options, **{name: part.config for name, part in self.components.items()}}
 
 
 def list_folder(folder: Path) -> frozenset[str]:
@@ -69,21 +69,40 @@ def read_repo_index(
     """
     if "model_index.json" in names:
         return _diffusers_index(repo, names, path_of)
-    if "config.json" not in names:
+    layout = _layout_of(repo, names, path_of, list(layouts))
+    components = {part.name: _official_component(part, repo, names, path_of) for part in layout.components}
+    return RepoIndex(class_name=layout.pipeline_class, components=components, options=dict(layout.options))
+
+
+def _layout_of(
+    repo: str, names: Collection[str], path_of: Callable[[str], Path], layouts: list[OfficialLayout]
+) -> OfficialLayout:
+    """The layout of a repo without an index: its config is there, of the right class, and agrees with the signature."""
+    there = {name: read_json(path_of(name)) for name in {layout.config_file for layout in layouts} if name in names}
+    if not there:
         raise ValueError(
             f"{repo}: has no model_index.json, so it is no Diffusers-style repo, and no config.json of a known "
             "official layout; give the folder that holds one of them"
         )
-    known = {layout.config_class: layout for layout in layouts}
-    raw = read_json(path_of("config.json"))
-    layout = known.get(str(raw.get("_class_name")))
-    if layout is None:
+    classed = [
+        layout for layout in layouts
+        if layout.config_file in there and there[layout.config_file].get("_class_name") == layout.config_class
+    ]  # fmt: skip
+    if not classed:
+        found = next(iter(there.values())).get("_class_name")
+        known = ", ".join(sorted({layout.config_class for layout in layouts}))
         raise ValueError(
-            f"{repo}: has no model_index.json, and config.json is of _class_name={raw.get('_class_name')!r}; official "
-            f"layouts are known for {', '.join(sorted(known))}; give a Diffusers-style repo"
+            f"{repo}: has no model_index.json, and config.json is of _class_name={found!r}; official "
+            f"layouts are known for {known}; give a Diffusers-style repo"
         )
-    components = {part.name: _official_component(part, repo, names, path_of) for part in layout.components}
-    return RepoIndex(class_name=layout.pipeline_class, components=components)
+    agreeing = [
+        layout for layout in classed
+        if all(there[layout.config_file].get(key) == value for key, value in layout.signature)
+    ]  # fmt: skip
+    if not agreeing:
+        keys = {key: there[layout.config_file].get(key) for layout in classed for key, _ in layout.signature}
+        raise ValueError(f"{repo}: no official layout is known for {keys}; give a Diffusers-style repo")
+    return max(agreeing, key=lambda layout: len(layout.signature))
 
 
 def _diffusers_index(repo: str, names: Collection[str], path_of: Callable[[str], Path]) -> RepoIndex:

@@ -16,6 +16,7 @@ from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.models.loader.checkpoint import stream_tensors
 from fastvideo.models.loader.component_loader import Blueprint, load_tokenizer
 from fastvideo.models.loader.repo import Repo
+from fastvideo.models.loader.weights import checkpoint_state, module_state
 from fastvideo.utils import resolve
 
 PACKAGES = ("accelerate", "diffusers", "transformers")
@@ -63,7 +64,7 @@ def load_reference(plan: Blueprint, dtype: torch.dtype) -> Any:
     config = dataclasses.asdict(plan.arch)
     tensors = dict(stream_tensors(source.weight_files, source.header()))
     if source.library == "transformers":
-        state = {reference_name(plan, name): tensor for name, tensor in tensors.items()}
+        state = checkpoint_state(module_state(tensors, plan.mapping), plan.arch.param_names_mapping)
         return model_class.from_pretrained(
             None, config=model_class.config_class(**config), state_dict=state, **kwargs
         ).eval()
@@ -72,24 +73,21 @@ def load_reference(plan: Blueprint, dtype: torch.dtype) -> Any:
         return model_class.from_single_file(tensors, config=folder, local_files_only=True, **kwargs).eval()
 
 
-def reference_name(plan: Blueprint, name: str) -> str:
-    """What the reference calls official tensor `name`: ours between the two."""
-    target = plan.mapping(name)
-    return name if target is None else plan.arch.param_names_mapping.sources(target.name)[target.part]
-
-
 def reference_video(
-    repo: Repo, plans: list[Blueprint], prompt: str, sampling: SamplingParam, text_len: int
+    repo: Repo, plans: list[Blueprint], prompt: str, sampling: SamplingParam, text_len: int, shown: dict[str, Any]
 ) -> torch.Tensor:
     """The video [1, 3, T, H, W] in [0, 1] that the reference's pipeline makes in fp32 of `prompt`, with text padded to
-    `text_len` tokens."""
+    `text_len` tokens, and of the images `shown`."""
     components: dict[str, Any] = {plan.source.name: load_reference(plan, torch.float32) for plan in plans}
     for name, source in repo.components.items():
         if name.startswith("scheduler"):
             components[name] = resolve(f"{source.library}:{source.class_name}").from_config(dict(source.config))
         elif name.startswith("tokenizer"):
             components[name] = load_tokenizer(source)
-    pipeline = resolve(f"diffusers:{repo.entry.pipeline_class}")(**components)
+        elif name.startswith("image_processor"):
+            components[name] = resolve(f"transformers:{source.class_name}").from_dict(dict(source.config))
+    options = {name: value for name, value in repo.model_index.items() if not name.startswith("_")}
+    pipeline = resolve(f"diffusers:{repo.entry.pipeline_class}")(**components, **options)
     pipeline.set_progress_bar_config(disable=True)
     shared = ("negative_prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale")
     made = pipeline(
@@ -98,5 +96,6 @@ def reference_video(
         max_sequence_length=text_len,
         output_type="np",
         **{name: getattr(sampling, name) for name in shared},
+        **shown,
     )
     return torch.from_numpy(made.frames).permute(0, 4, 1, 2, 3)

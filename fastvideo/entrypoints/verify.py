@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from fastvideo.attention.selector import set_attention_backend
 from fastvideo.configs.pipelines.base import PipelineConfig
@@ -23,6 +24,7 @@ from fastvideo.entrypoints.reference import check_packages, load_reference, quie
 from fastvideo.entrypoints.video_generator import VideoGenerator
 from fastvideo.logger import init_logger
 from fastvideo.models.dits.base import BaseDiT
+from fastvideo.models.encoders.image_processor import ImageProcessor
 from fastvideo.models.loader.component_loader import (
     Blueprint,
     blueprint,
@@ -90,6 +92,12 @@ class Inputs:
     """[2, 3, T, H, W] in [-1, 1]."""
     latents: torch.Tensor
     """[2, z, t, h, w]."""
+    model_input: torch.Tensor
+    """[2, C, t, h, w], of the transformer."""
+    image: torch.Tensor
+    """[H, W, 3] uint8."""
+    states: torch.Tensor | None
+    """[2, S, image_dim], what an image encoder may see; None of a transformer that is shown no image."""
     timestep: torch.Tensor
     """[2] in [0, 1000]."""
     text: torch.Tensor
@@ -131,13 +139,31 @@ def our_prediction(dit: Any, inputs: Inputs) -> Outputs:
     length = inputs.text_len // 2
     text = inputs.text[:, :length]
     padding = inputs.text_len - length
-    return {"transformer": dit(inputs.latents, inputs.timestep, text=text, text_padding=padding)}
+    shown = {} if inputs.states is None else {"image": inputs.states}
+    return {"transformer": dit(inputs.model_input, inputs.timestep, text=text, text_padding=padding, **shown)}
 
 
 def reference_prediction(dit: Any, inputs: Inputs) -> Outputs:
     """The same, with all rows of text there."""
-    latents, text = inputs.latents.to(dit.dtype), inputs.text.to(dit.dtype)
-    return {"transformer": dit(latents, inputs.timestep, text, return_dict=False)[0]}
+    given, text, states = inputs.model_input.to(dit.dtype), inputs.text.to(dit.dtype), inputs.states
+    if states is not None:
+        # where it tells images apart, the reference takes each by itself
+        states = states if dit.config.pos_embed_seq_len is None else states.unflatten(1, (2, -1)).flatten(0, 1)
+        states = states.to(dit.dtype)
+    return {"transformer": dit(given, inputs.timestep, text, states, return_dict=False)[0]}
+
+
+def our_sight(encoder: Any, inputs: Inputs) -> Outputs:
+    """What the encoder sees in the image."""
+    encoder.processor = ImageProcessor(size=encoder.arch.image_size, crop=(encoder.arch.image_size,) * 2)
+    return {"image encoder": encoder([inputs.image])}
+
+
+def reference_sight(encoder: Any, inputs: Inputs) -> Outputs:
+    """The same, of the same processed pixels."""
+    size = encoder.config.image_size
+    pixels = ImageProcessor(size=size, crop=(size, size))(inputs.image)[None].to(encoder.dtype)
+    return {"image encoder": encoder(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]}
 
 
 def our_autoencoding(vae: Any, inputs: Inputs) -> Outputs:
@@ -158,6 +184,7 @@ TEXT = Probe(our_text, reference_text)
 PROBES: dict[str, Probe] = {
     "T5EncoderModel": TEXT,
     "UMT5EncoderModel": TEXT,
+    "CLIPVisionModel": Probe(our_sight, reference_sight),
     "WanTransformer3DModel": Probe(our_prediction, reference_prediction),
     "AutoencoderKLWan": Probe(our_autoencoding, reference_autoencoding),
 }
@@ -226,12 +253,18 @@ def make_inputs(repo: Repo, plans: list[Blueprint], config: PipelineConfig, clip
     height, width = clip.height // vae.scale_factor_spatial, clip.width // vae.scale_factor_spatial
     text = torch.randn(2, config.text_len, dit.text_dim, generator=generator)
     text[:, config.text_len // 2 :] = 0
+    states = None
+    if dit.image_dim is not None:
+        states = torch.randn(2, dit.pos_embed_seq_len or 257, dit.image_dim, generator=generator)
     return Inputs(
         tokenizer=load_tokenizer(repo.components["tokenizer"]),
         text_len=config.text_len,
         pipeline_class=resolve(f"diffusers:{repo.entry.pipeline_class}"),
         video=torch.rand(2, 3, *_shape(clip), generator=generator) * 2 - 1,
-        latents=torch.randn(2, dit.in_channels, frames, height, width, generator=generator),
+        latents=torch.randn(2, vae.z_dim, frames, height, width, generator=generator),
+        model_input=torch.randn(2, dit.in_channels, frames, height, width, generator=generator),
+        image=torch.randint(256, (clip.height, clip.width, 3), generator=generator, dtype=torch.uint8),
+        states=states,
         timestep=torch.rand(2, generator=generator) * 1000,
         text=text,
     )
@@ -258,9 +291,10 @@ def component_rows(plan: Blueprint, inputs: Inputs, clip: Clip) -> list[Row]:
     for name in exact:
         shape = "x".join(map(str, exact[name].shape))
         error = largest_difference(ours[name], exact[name]) / max(float(exact[name].abs().max()), 1e-30)
-        rows.append(Row(component=name, precision="fp32", error=error, bound=FP32_BOUND, note=shape))
+        what = source.name if name == "transformer" else name  # there may be two
+        rows.append(Row(component=what, precision="fp32", error=error, bound=FP32_BOUND, note=shape))
         error, bound = (root_mean_square(rounded[name], exact[name]) for rounded in (our_bf16, reference_bf16))
-        rows.append(Row(component=name, precision="bf16", error=error, bound=BF16_NOISE * bound, note=shape))
+        rows.append(Row(component=what, precision="bf16", error=error, bound=BF16_NOISE * bound, note=shape))
     return rows
 
 
@@ -293,13 +327,15 @@ def pipeline_row(repo: Repo, plans: list[Blueprint], config: PipelineConfig, cli
         return Row(component="pipeline", precision="fp32", error=None, bound=PIXEL_BOUND, note=note)
     sampling: SamplingParam = resolve(repo.entry.sampling)()
     sampling.update(**clip._asdict(), num_inference_steps=STEPS, seed=SEED, save_video=False, return_frames=True)
-    expected = reference_video(repo, plans, PROMPTS[0], sampling, config.text_len)
+    sampling.update(image_fit="stretch")
+    shown = media_for(sampling)
+    expected = reference_video(repo, plans, PROMPTS[0], sampling, config.text_len, shown)
     gc.collect()  # the reference's pipeline is in a cycle, and ours comes beside it
     made = VideoGenerator.from_pretrained(
         repo.model, revision=revision, device="cpu", precision="fp32", pipeline_config=config
     )
     with made as generator:
-        result = generator.generate_video(PROMPTS[0], sampling)
+        result = generator.generate_video(PROMPTS[0], sampling, **shown)
     assert not isinstance(result, list)
     assert result.samples is not None
     return Row(
@@ -309,6 +345,16 @@ def pipeline_row(repo: Repo, plans: list[Blueprint], config: PipelineConfig, cli
         bound=PIXEL_BOUND,
         note=f"{clip.num_frames} frames of {clip.width}x{clip.height}, {STEPS} steps",
     )
+
+
+def media_for(sampling: SamplingParam) -> dict[str, Any]:
+    """Random images for each of those that the model needs."""
+    generator = torch.Generator("cpu").manual_seed(SEED)
+    size = (sampling.height, sampling.width, 3)
+    return {
+        name: Image.fromarray(torch.randint(256, size, generator=generator, dtype=torch.uint8).numpy())
+        for name in sampling.needs
+    }
 
 
 def cells(row: Row) -> tuple[str, ...]:

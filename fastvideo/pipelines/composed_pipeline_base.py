@@ -3,7 +3,8 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -36,8 +37,11 @@ class ComposedPipelineBase(ABC):
         args: FastVideoArgs,
         pipeline_config: PipelineConfig,
         groups: Groups = ONE_RANK,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Put the stages together around loaded `components`, which are spread over `groups`.
+
+        `options` are those in `_config_options` that `model_index.json` has.
 
         Raises:
             ValueError: the stages do not connect.
@@ -46,6 +50,7 @@ class ComposedPipelineBase(ABC):
         self.components = components
         self.args = args
         self.pipeline_config = pipeline_config
+        self.options = options
         self.stages = self.create_stages()
         check_connected(self.stages)
         for stage in self.stages:
@@ -72,7 +77,8 @@ class ComposedPipelineBase(ABC):
             repo, cls._required_config_modules, args, pipeline_config, options=cls._config_options,
             groups=groups, progress=progress,
         )  # fmt: skip
-        return cls(components, args, pipeline_config, groups)
+        heeded = {name: value for name, value in repo.model_index.items() if name in cls._config_options}
+        return cls(components, args, pipeline_config, groups, heeded)
 
     @classmethod
     def without_weights(

@@ -12,6 +12,7 @@ LAZY_EXPORTS = "__init__.py"
 REFERENCES_UP: dict[str, str] = {
     LAZY_EXPORTS: "the package's exports",
     "configs/registry.py": "the registry names pipelines and models, which are imported when one is used",
+    "configs/wan.py": "and so do the entries of a family",
 }
 """Files that may hold the name of a module of a higher rank in a string."""
 

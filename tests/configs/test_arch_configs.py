@@ -6,6 +6,7 @@ import pytest
 
 from fastvideo.configs.models.base import ArchConfig
 from fastvideo.configs.models.dits.wanvideo import WanVideoArchConfig
+from fastvideo.configs.models.encoders.clip import CLIPVisionArchConfig
 from fastvideo.configs.models.encoders.t5 import T5ArchConfig, UMT5ArchConfig
 from fastvideo.configs.models.vaes.wanvae import WanVAEArchConfig
 
@@ -33,14 +34,14 @@ def test_published_config_is_understood() -> None:
 
 
 def test_official_transformer_config() -> None:
-    arch = WanVideoArchConfig.from_official(WAN_1_3B_OFFICIAL)
+    arch = WanVideoArchConfig.from_official(WAN_1_3B_OFFICIAL, {})
     assert (arch.num_attention_heads, arch.attention_head_dim, arch.num_layers, arch.ffn_dim) == (12, 128, 30, 8960)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "i2v"}, "model_type='i2v': only 't2v'"),
+        ({"model_type": "s2v"}, "model_type='s2v': must be one of t2v, i2v"),
         ({"num_heads": 7}, "dim=1536: must be a multiple of num_heads=7"),
         ({"dim": None}, "dim=None"),
         ({"layers": 3}, "'layers'=3"),
@@ -48,7 +49,7 @@ def test_official_transformer_config() -> None:
 )
 def test_official_transformer_config_that_does_not_fit(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        WanVideoArchConfig.from_official({**WAN_1_3B_OFFICIAL, **change})
+        WanVideoArchConfig.from_official({**WAN_1_3B_OFFICIAL, **change}, {})
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,15 @@ def test_official_transformer_config_that_does_not_fit(change: dict[str, Any], m
         (WanVideoArchConfig, {"num_layers": "3"}, "'num_layers'='3': must be int"),
         (WanVideoArchConfig, {"num_layers": True}, "'num_layers'=True: must be int"),
         (WanVideoArchConfig, {"patch_size": [1, 2]}, r"'patch_size'=\[1, 2\]"),
-        (WanVideoArchConfig, {"image_dim": 1280}, "image conditioning is not supported"),
+        (
+            WanVideoArchConfig,
+            {"image_dim": 1280},
+            "image_dim=1280, added_kv_proj_dim=None: a model that",
+        ),
+        (WanVideoArchConfig, {"image_dim": 8, "added_kv_proj_dim": 8}, "added_kv_proj_dim=8: must be 5120"),
+        (WanVideoArchConfig, {"pos_embed_seq_len": 514}, "pos_embed_seq_len=514: needs image_dim"),
+        (CLIPVisionArchConfig, {"hidden_act": "relu"}, "hidden_act='relu': must be 'gelu' or 'quick_gelu'"),
+        (CLIPVisionArchConfig, {"image_size": 225}, "image_size=225: must be at least 2, and a multiple"),
         (WanVideoArchConfig, {"qk_norm": None}, "'qk_norm'=None"),
         (WanVAEArchConfig, {"latents_mean": ["a"] * 16}, "latents_mean"),
         (WanVAEArchConfig, {"z_dim": 48}, "must have z_dim=48"),
@@ -94,7 +103,25 @@ def test_official_vae_sizes_come_from_its_tensors() -> None:
     assert WanVAEArchConfig.from_official({}, shapes) == WanVAEArchConfig()
 
 
-@pytest.mark.parametrize("cls", [UMT5ArchConfig, WanVAEArchConfig])
+def test_official_image_transformer() -> None:
+    raw = {**WAN_1_3B_OFFICIAL, "model_type": "flf2v", "in_dim": 36}
+    shapes = {"img_emb.proj.0.weight": (1280,), "img_emb.emb_pos": (1, 514, 1280)}
+    arch = WanVideoArchConfig.from_official(raw, shapes)
+    assert (arch.image_dim, arch.added_kv_proj_dim, arch.pos_embed_seq_len, arch.in_channels) == (1280, 1536, 514, 36)
+
+
+def test_official_image_encoder_sizes_come_from_its_tensors() -> None:
+    shapes = {
+        "visual.patch_embedding.weight": (1280, 3, 14, 14), "visual.pos_embedding": (1, 257, 1280),
+        "visual.transformer.0.mlp.0.weight": (5120, 1280), "visual.transformer.31.norm1.weight": (1280,),
+    }  # fmt: skip
+    assert CLIPVisionArchConfig.from_official({}, shapes) == CLIPVisionArchConfig(
+        hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16, image_size=224,
+        patch_size=14, hidden_act="gelu",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", [UMT5ArchConfig, WanVAEArchConfig, CLIPVisionArchConfig])
 def test_official_checkpoint_of_something_else(cls: type[ArchConfig]) -> None:
     with pytest.raises(ValueError, match="missing from the checkpoint"):
         cls.from_official({}, {"other.weight": (3,)})

@@ -17,7 +17,7 @@ from fastvideo import PipelineConfig, SamplingParam, VideoGenerator, envs
 from fastvideo.configs.registry import COMPONENTS, MODELS
 from fastvideo.entrypoints.cli import parser as cli
 from fastvideo.fastvideo_args import FastVideoArgs
-from fastvideo.models.loader.component_loader import TOKENIZERS
+from fastvideo.models.loader.component_loader import IMAGE_PROCESSORS, TOKENIZERS
 from fastvideo.models.schedulers import SCHEDULERS
 from fastvideo.utils import resolve
 
@@ -289,10 +289,11 @@ def test_models() -> None:
 def test_components() -> None:
     table = {row[0]: set(re.findall("`(.*?)`", row[1])) for row in rows(section("docs/models.md", "## Components"))}
     assert table["pipeline"] == {entry.pipeline_class for entry in MODELS}
-    models = table["transformer"] | table["VAE"] | table["text encoder"]
+    models = table["transformer"] | table["VAE"] | table["text encoder"] | table["image encoder"]
     assert models == {entry.class_name for entry in COMPONENTS}
     assert table["scheduler"] == set(SCHEDULERS)
     assert table["tokenizer"] == set(TOKENIZERS)
+    assert table["image processor"] == set(IMAGE_PROCESSORS)
 
 
 def test_attention_backends() -> None:

@@ -9,6 +9,7 @@ import pytest
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.cli.main import main
 from fastvideo.entrypoints.media import read_frames, read_metadata
+from tests.pipelines.wan_pairs import picture
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -70,3 +71,13 @@ def test_run_yaml(wan_repo: Path) -> None:
     request = read_metadata("outputs/star.mp4")["request"]
     assert request["prompt"] == "a yellow star spinning on a navy background"
     assert (request["seed"], request["num_frames"], request["num_inference_steps"]) == (7, 9, 2)
+
+
+def test_image_to_video(
+    i2v_repo: Path, flf2v_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(30, 60).save("first.png")
+    picture(30, 60, seed=2).save("last.png")
+    run(monkeypatch, "image_to_video.py", i2v_repo, "a red kite", "first.png")
+    run(monkeypatch, "image_to_video.py", flf2v_repo, "a red kite", "first.png", "last.png")
+    assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == ["5 frames of 16x32"] * 2

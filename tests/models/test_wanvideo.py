@@ -163,3 +163,32 @@ def test_sizes_that_do_not_fit(models: Models, size: tuple[int, int, int], messa
     latents, timestep, text = request(1, size)
     with pytest.raises(ValueError, match=message):
         models[0](latents, timestep, text=text)
+
+
+@pytest.fixture(scope="module")
+def image_models(i2v_repo: Path, flf2v_repo: Path) -> dict[str, Models]:
+    """Models that are shown one image, and two."""
+    return {name: (ours(repo, "transformer"), theirs(repo, "transformer"))
+            for name, repo in (("one", i2v_repo), ("two", flf2v_repo))}  # fmt: skip
+
+
+@pytest.mark.parametrize("images", ["one", "two"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_images(image_models: dict[str, Models], images: str, batch: int) -> None:
+    mine, exact = image_models[images]
+    latents, timestep, text = request(batch, length=512, channels=36)
+    count = 2 if images == "two" else 1
+    states = torch.randn(batch * count, 5, 24, generator=torch.Generator().manual_seed(9))
+    expected = exact(latents, timestep, text, states, return_dict=False)[0]
+    given = states.view(batch, count * 5, 24)
+    assert error(mine(latents, timestep, text=text, image=given), expected) < BOUND
+    if count == 2:  # the positions of two are told apart
+        assert error(mine(latents, timestep, text=text, image=given.flip(1)), expected) > 100 * BOUND
+
+
+def test_an_image_belongs_to_a_model_that_takes_one(models: Models, image_models: dict[str, Models]) -> None:
+    latents, timestep, text = request()
+    with pytest.raises(ValueError, match="image: must be given to a model with image_dim, and to no other"):
+        models[0](latents, timestep, text=text, image=torch.zeros(2, 5, 24))
+    with pytest.raises(ValueError, match="image: must be given to a model with image_dim"):
+        image_models["one"][0](request(channels=36)[0], timestep, text=text)

@@ -33,19 +33,43 @@ class ShapesT2VConfig(WanT2VConfig):
     text_encoder_precisions: tuple[str, ...] = ("fp32",)
 
 
-OFFICIAL_LAYOUT = OfficialLayout(
-    config_class="WanModel",
-    pipeline_class="WanPipeline",
-    components=(
-        OfficialComponent(
-            name="transformer", library="diffusers", class_name="WanTransformer3DModel", config="config.json",
-            weights="diffusion_pytorch_model.safetensors",
-        ),
+@dataclass(kw_only=True)
+class WanI2V480PConfig(WanT2VConfig):
+    """Wan2.1-I2V-14B-480P."""
+
+    flow_shift: float | None = 3.0
+
+
+@dataclass(kw_only=True)
+class WanI2V720PConfig(WanT2VConfig):
+    """Wan2.1-I2V-14B-720P."""
+
+    flow_shift: float | None = 5.0
+
+
+@dataclass(kw_only=True)
+class WanFLF2VConfig(WanT2VConfig):
+    """Wan2.1-FLF2V-14B-720P."""
+
+    flow_shift: float | None = 16.0
+
+
+def _transformer(name: str, folder: str = "") -> OfficialComponent:
+    prefix = f"{folder}/" if folder else ""
+    return OfficialComponent(
+        name=name, library="diffusers", class_name="WanTransformer3DModel", config=f"{prefix}config.json",
+        weights=f"{prefix}diffusion_pytorch_model.safetensors",
+    )  # fmt: skip
+
+
+def _around(flow_shift: float, vae: str = "Wan2.1_VAE.pth") -> tuple[OfficialComponent, ...]:
+    """What every official folder has beside transformers."""
+    return (
         OfficialComponent(
             name="text_encoder", library="transformers", class_name="UMT5EncoderModel",
             weights="models_t5_umt5-xxl-enc-bf16.pth",
         ),
-        OfficialComponent(name="vae", library="diffusers", class_name="AutoencoderKLWan", weights="Wan2.1_VAE.pth"),
+        OfficialComponent(name="vae", library="diffusers", class_name="AutoencoderKLWan", weights=vae),
         OfficialComponent(
             name="tokenizer", library="transformers", class_name="AutoTokenizer", folder="google/umt5-xxl",
         ),
@@ -53,9 +77,40 @@ OFFICIAL_LAYOUT = OfficialLayout(
             name="scheduler", library="diffusers", class_name="UniPCMultistepScheduler",
             values=(
                 ("prediction_type", "flow_prediction"), ("use_flow_sigmas", True), ("num_train_timesteps", 1000),
-                ("flow_shift", 3.0),
+                ("flow_shift", flow_shift),
             ),
         ),
+    )  # fmt: skip
+
+
+_IMAGE_ENCODER = (
+    OfficialComponent(
+        name="image_encoder", library="transformers", class_name="CLIPVisionModel",
+        weights="models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
     ),
+    OfficialComponent(name="image_processor", library="transformers", class_name="CLIPImageProcessor"),
 )  # fmt: skip
+
+OFFICIAL_LAYOUT = OfficialLayout(
+    config_class="WanModel",
+    pipeline_class="WanPipeline",
+    signature=(("model_type", "t2v"),),
+    components=(_transformer("transformer"), *_around(3.0)),
+)
 """A flat folder of Wan 2.1 text-to-video."""
+
+OFFICIAL_I2V_LAYOUT = OfficialLayout(
+    config_class="WanModel",
+    pipeline_class="WanImageToVideoPipeline",
+    signature=(("model_type", "i2v"),),
+    components=(_transformer("transformer"), *_IMAGE_ENCODER, *_around(3.0)),
+)
+"""A flat folder of Wan 2.1 image-to-video."""
+
+OFFICIAL_FLF2V_LAYOUT = OfficialLayout(
+    config_class="WanModel",
+    pipeline_class="WanImageToVideoPipeline",
+    signature=(("model_type", "flf2v"),),
+    components=(_transformer("transformer"), *_IMAGE_ENCODER, *_around(16.0)),
+)
+"""A flat folder of Wan 2.1 first-and-last-frame."""

@@ -4,6 +4,7 @@ Source: the model cards; the negative prompt is the one that the Wan 2.1 authors
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fastvideo.configs.sample.base import SamplingParam
 
@@ -29,6 +30,41 @@ class WanT2V720PSampling(WanT2V480PSampling):
     height: int = 720
     width: int = 1280
     guidance_scale: float = 5.0
+
+
+@dataclass(kw_only=True)
+class WanI2V480PSampling(SamplingParam):
+    """Wan2.1-I2V-14B-480P."""
+
+    needs: ClassVar[tuple[str, ...]] = ("image",)
+
+    negative_prompt: str = WAN21_NEGATIVE_PROMPT
+    num_inference_steps: int = 40
+
+
+@dataclass(kw_only=True)
+class WanI2V720PSampling(WanI2V480PSampling):
+    """Wan2.1-I2V-14B-720P."""
+
+    height: int = 720
+    width: int = 1280
+
+
+@dataclass(kw_only=True)
+class WanFLF2VSampling(WanI2V720PSampling):
+    """Wan2.1-FLF2V-14B-720P: from a first to a last frame."""
+
+    needs: ClassVar[tuple[str, ...]] = ("image", "last_image")
+
+    num_inference_steps: int = 50
+    guidance_scale: float = 5.5
+
+
+@dataclass(kw_only=True)
+class WanAnyI2VSampling(WanI2V480PSampling):
+    """A local repo, which the pipeline looks at to say whether it takes a last frame."""
+
+    takes: ClassVar[tuple[str, ...]] = ("last_image",)
 
 
 @dataclass(kw_only=True)

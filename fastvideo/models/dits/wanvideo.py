@@ -39,6 +39,8 @@ class WanContext(BlockContext):
     """[S] fp32 on the cross-attention logits, or None."""
     rotary: tuple[torch.Tensor, torch.Tensor]
     """Cosines and sines, each [L, head_dim / 2] fp32, along the sequence."""
+    image: torch.Tensor | None
+    """[B, S, d], the projected states of the images, or None."""
     grid: tuple[int, int, int]
     """Tokens in time, height and width."""
 
@@ -64,26 +66,54 @@ class WanSelfAttention(nn.Module):
 
 
 class WanCrossAttention(nn.Module):
-    """Attention from the video tokens to the text."""
+    """Attention from the video tokens to the text and, separately, to the images that the model is shown."""
 
-    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+    def __init__(self, dim: int, num_heads: int, eps: float, images: bool) -> None:
         super().__init__()
         self.head_dim = dim // num_heads
         self.q = ColumnLinear(dim, dim)
         self.kv = ColumnLinear(dim, dim, pieces=2)
         self.norm_q = ShardedRMSNorm(dim, eps=eps)
         self.norm_k = ShardedRMSNorm(dim, eps=eps)
+        if images:
+            self.kv_image = ColumnLinear(dim, dim, pieces=2)
+            self.norm_k_image = ShardedRMSNorm(dim, eps=eps)
         self.attention = LocalAttention()
         self.out = RowLinear(dim, dim)
 
-    def forward(self, x: torch.Tensor, text: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, text: torch.Tensor, bias: torch.Tensor | None, image: torch.Tensor | None
+    ) -> torch.Tensor:
         q = self.q(x)
         k, v = self.kv(text).chunk(2, dim=-1)
         q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in (q, k, v))
         if bias is not None:
             bias = bias.expand(1, 1, x.shape[1], -1)
-        return self.out(self.attention(q, k, v, bias).flatten(2))
+        y = self.attention(q, k, v, bias)
+        if image is not None:
+            k, v = self.kv_image(image).chunk(2, dim=-1)
+            k = self.norm_k_image(k).to(v.dtype)
+            y = y + self.attention(q, *(z.unflatten(-1, (-1, self.head_dim)) for z in (k, v)))
+        return self.out(y.flatten(2))
+
+
+class WanImageEmbedder(nn.Module):
+    """States [B, S, image_dim] of images to tokens [B, S, d]. Those of several images follow each other, and where the
+    model tells them apart, each has a learned position."""
+
+    def __init__(self, image_dim: int, dim: int, positions: int | None) -> None:
+        super().__init__()
+        self.position = None if positions is None else nn.Parameter(torch.zeros(1, positions, image_dim))
+        self.norm_in = FP32LayerNorm(image_dim, 1e-5)
+        self.mlp = MLP(image_dim, image_dim, dim, act="gelu")
+        self.norm_out = FP32LayerNorm(dim, 1e-5)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if self.position is not None:
+            states = states + self.position
+        tokens = self.mlp(self.norm_in(states).to(states.dtype))
+        return self.norm_out(tokens).to(tokens.dtype)
 
 
 def modulation_table(rows: int, dim: int) -> nn.Parameter:
@@ -100,7 +130,7 @@ class WanBlock(nn.Module):
         self.eps = eps
         self.self_attn = WanSelfAttention(dim, arch.num_attention_heads, eps)
         self.cross_norm = FP32LayerNorm(dim, eps) if arch.cross_attn_norm else nn.Identity()
-        self.cross_attn = WanCrossAttention(dim, arch.num_attention_heads, eps)
+        self.cross_attn = WanCrossAttention(dim, arch.num_attention_heads, eps, images=arch.image_dim is not None)
         self.ffn = MLP(dim, arch.ffn_dim, dim)
         self.modulation = modulation_table(6, dim)
 
@@ -108,7 +138,7 @@ class WanBlock(nn.Module):
         # fp32: in bf16 the modulation and the residual sums lose what the reference keeps
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation.float() + context.modulation).chunk(6, 1)
         x = gated_sum(x, self.self_attn(modulated_norm(x, scale, shift, self.eps), context.rotary), gate)
-        x = x + self.cross_attn(self.cross_norm(x).to(x.dtype), context.text, context.text_bias)
+        x = x + self.cross_attn(self.cross_norm(x).to(x.dtype), context.text, context.text_bias, context.image)
         return gated_sum(x, self.ffn(modulated_norm(x, ffn_scale, ffn_shift, self.eps)), ffn_gate)
 
 
@@ -132,7 +162,7 @@ def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device
 
 
 class WanTransformer3DModel(BaseDiT[WanContext]):
-    """The Wan 2.1 text-to-video transformer.
+    """The transformer of Wan 2.1 and 2.2, which is shown text and maybe images.
 
     Predicts the flow's velocity (noise minus data) for latents [B, C, T, H, W] at timesteps [B] in [0, 1000].
     """
@@ -145,12 +175,21 @@ class WanTransformer3DModel(BaseDiT[WanContext]):
         self.time_embedder = MLP(arch.freq_dim, dim, dim, act="silu")
         self.time_proj = nn.Linear(dim, 6 * dim)
         self.text_embedder = MLP(arch.text_dim, dim, dim)
+        self.image_embedder = None
+        if arch.image_dim is not None:
+            self.image_embedder = WanImageEmbedder(arch.image_dim, dim, arch.pos_embed_seq_len)
         self.blocks = nn.ModuleList(WanBlock(arch) for _ in range(arch.num_layers))
         self.proj_out = nn.Linear(dim, arch.out_channels * math.prod(arch.patch_size))
         self.modulation_out = modulation_table(2, dim)
 
     def embed(  # type: ignore[override]  # names its own conditions
-        self, latents: torch.Tensor, timestep: torch.Tensor, *, text: torch.Tensor, text_padding: int = 0
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        *,
+        text: torch.Tensor,
+        text_padding: int = 0,
+        image: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, WanContext]:
         """Tokens and context.
 
@@ -161,9 +200,11 @@ class WanTransformer3DModel(BaseDiT[WanContext]):
             text_padding: how many all-zero rows follow `text`. They take part in cross-attention, as in the
                 reference, but one key whose logit is raised by log(text_padding) stands for all of them: they are
                 equal, so the softmax is the same.
+            image: [B, S, image_dim], what an image encoder sees in the images; of a model that is shown some.
 
         Raises:
-            ValueError: height or width is no multiple of the patch size, or more tokens than rotary positions.
+            ValueError: images where the model takes none, or none where it does; height or width is no multiple of the
+                patch size, or more tokens than rotary positions.
         """
         grid = self._grid(latents)
         patches = self._patchify(latents)
@@ -178,7 +219,11 @@ class WanTransformer3DModel(BaseDiT[WanContext]):
             text_bias[-1] = math.log(text_padding)
         text = self.text_embedder(text.to(tokens.dtype))
         rotary = rotary_table(grid, self.arch.attention_head_dim, tokens.device)
-        return tokens, WanContext(modulation, temb, text, text_bias, rotary, grid)
+        if (image is None) != (self.image_embedder is None):
+            raise ValueError("image: must be given to a model with image_dim, and to no other")
+        if image is not None and self.image_embedder is not None:
+            image = self.image_embedder(image.to(tokens.dtype))
+        return tokens, WanContext(modulation, temb, text, text_bias, rotary, image, grid)
 
     def project(self, tokens: torch.Tensor, context: WanContext) -> torch.Tensor:
         """Patches of the velocity."""

@@ -1,11 +1,15 @@
-"""What every text encoder gives: embeddings, a mask, and the padding that the model was trained with."""
+"""What every text encoder gives: embeddings, a mask, and the padding that the model was trained with; and every image
+encoder: states."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+from fastvideo.models.encoders.image_processor import ImageProcessor
 
 
 @dataclass(frozen=True)
@@ -32,3 +36,14 @@ class TextEncoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, prompts: list[str]) -> TextEmbeddings:
         """Embed `prompts`."""
+
+
+class ImageEncoder(nn.Module, ABC):
+    """An image encoder that owns how its images are scaled and normalised."""
+
+    processor: ImageProcessor
+    """Set by the loader."""
+
+    @abstractmethod
+    def forward(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        """States [N, S, d] of `images`, each [H, W, 3] on the CPU: uint8, or fp32 in [0, 1]."""

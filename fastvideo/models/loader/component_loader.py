@@ -16,13 +16,14 @@ from fastvideo.distributed.groups import ONE_RANK, Groups
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
 from fastvideo.models.dits.base import BaseDiT
-from fastvideo.models.encoders.base import TextEncoder
+from fastvideo.models.encoders.base import ImageEncoder, TextEncoder
+from fastvideo.models.encoders.image_processor import ImageProcessor
 from fastvideo.models.encoders.tokenizer import plain_tokenizer
 from fastvideo.models.loader.repo import ComponentSource, Repo
 from fastvideo.models.loader.skeleton import skeleton
 from fastvideo.models.loader.spread import spread_decoder, spread_sequence, spread_weights
 from fastvideo.models.loader.weights import load_into, plan_loading
-from fastvideo.models.schedulers import Scheduler, build_scheduler, check_scheduler
+from fastvideo.models.schedulers import build_scheduler, check_scheduler
 from fastvideo.platforms import Platform, current_platform
 from fastvideo.utils import nearest, resolve
 
@@ -31,6 +32,8 @@ logger = init_logger(__name__)
 LIBRARIES = ("diffusers", "transformers")
 TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast", "AutoTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
 """Tokenizer classes of `transformers` that `model_index.json` may name."""
+IMAGE_PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil")
+"""Image processor classes of `transformers`, which do the same."""
 
 
 @dataclass(frozen=True)
@@ -155,12 +158,16 @@ def load_tokenizer(source: ComponentSource) -> Any:
 
 def check_tokenizer(class_name: str) -> None:
     """Raise a `ValueError` that lists the choices unless `class_name` is in `TOKENIZERS`."""
-    if class_name not in TOKENIZERS:
-        close = nearest(class_name, TOKENIZERS)
+    _check_class("tokenizer", class_name, TOKENIZERS)
+
+
+def _check_class(kind: str, class_name: str, known: Collection[str]) -> None:
+    if class_name not in known:
+        close = nearest(class_name, known)
         raise ValueError(
-            f"tokenizer class {class_name!r}: not known; "
+            f"{kind} class {class_name!r}: not known; "
             + (f"did you mean {close!r}? " if close else "")
-            + f"known are {', '.join(TOKENIZERS)}"
+            + f"known are {', '.join(known)}"
         )
 
 
@@ -195,6 +202,8 @@ def check_components(repo: Repo, required: Collection[str], options: Collection[
             check_scheduler(source.class_name)
         elif name.startswith("tokenizer"):
             check_tokenizer(source.class_name)
+        elif name.startswith("image_processor"):
+            _check_class("image processor", source.class_name, IMAGE_PROCESSORS)
         else:
             find_component(source.class_name)
     for name, value in repo.model_index.items():
@@ -215,9 +224,10 @@ def load_components(
     options: Collection[str] = (),
     groups: Groups = ONE_RANK,
 ) -> dict[str, object]:
-    """The components in `required`: models with weights on their device, tokenizers, schedulers.
+    """The components in `required`: models with weights on their device, tokenizers, image processors,
+    schedulers.
 
-    Text encoders get their tokenizer and text length. All is checked before a weight is read.
+    Encoders get what prepares their input. All is checked before a weight is read.
 
     Args:
         repo: a resolved repo.
@@ -259,6 +269,8 @@ def load_components(
             _prepare(model, plan.arch, dtypes[name], args, platform, groups)
             if isinstance(model, TextEncoder):
                 _give_tokenizer(model, name, loaded, pipeline_config)
+            if isinstance(model, ImageEncoder):
+                model.processor = _companion(name, "image_encoder", "image_processor", loaded)
             loaded[name] = model
     return loaded
 
@@ -276,9 +288,14 @@ def bare_components(repo: Repo, required: Collection[str], pipeline_config: Pipe
     }
 
 
-def _without_weights(source: ComponentSource, pipeline_config: PipelineConfig) -> Scheduler | Any:
+def _without_weights(source: ComponentSource, pipeline_config: PipelineConfig) -> Any:
     if source.name.startswith("tokenizer"):
         return load_tokenizer(source)
+    if source.name.startswith("image_processor"):
+        try:
+            return ImageProcessor.from_dict(source.config)
+        except ValueError as error:
+            raise ValueError(f"component {source.name!r}, {source.config_name}: {error}") from None
     return build_scheduler(source.class_name, source.config, pipeline_config.flow_shift)
 
 
@@ -296,11 +313,16 @@ def _prepare(
 
 
 def _give_tokenizer(model: TextEncoder, name: str, loaded: dict[str, object], pipeline_config: PipelineConfig) -> None:
-    tokenizer = name.replace("text_encoder", "tokenizer", 1)
-    if tokenizer not in loaded:
-        raise ValueError(f"component {name!r}: needs component {tokenizer!r}, which the pipeline does not ask for")
-    model.tokenizer = loaded[tokenizer]
+    model.tokenizer = _companion(name, "text_encoder", "tokenizer", loaded)
     model.text_len = pipeline_config.text_len
+
+
+def _companion(name: str, kind: str, other_kind: str, loaded: dict[str, object]) -> Any:
+    """The component of `other_kind` that belongs to component `name` of `kind`, and has the same number."""
+    other = name.replace(kind, other_kind, 1)
+    if other not in loaded:
+        raise ValueError(f"component {name!r}: needs component {other!r}, which the pipeline does not ask for")
+    return loaded[other]
 
 
 def _warn_if_short_of_memory(blueprints: list[Blueprint], dtypes: dict[str, torch.dtype], platform: Platform) -> None:

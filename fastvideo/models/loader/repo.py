@@ -48,8 +48,8 @@ class ComponentSource:
 
     @property
     def has_weights(self) -> bool:
-        """Whether it is a model, and neither a scheduler nor a tokenizer."""
-        return not self.name.startswith(("scheduler", "tokenizer"))
+        """Whether it is a model, and no scheduler, tokenizer or image processor."""
+        return not self.name.startswith(("scheduler", "tokenizer", "image_processor"))
 
     @property
     def config_file(self) -> Path | None:

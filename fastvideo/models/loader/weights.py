@@ -1,7 +1,7 @@
 """From checkpoint tensors to a model's parameters: translate, check, slice, cast, place."""
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def _check_tensor(
         expected[shard.dim] = shard.full
     if target.parts > 1:
         expected[0] //= target.parts
-    if list(info.shape) != expected:
+    if _significant(info.shape) != _significant(expected):
         raise ValueError(
             f"{what}: weight {info.name!r} in {info.file} has shape {list(info.shape)}, must be {expected}; "
             "check that config.json belongs to these weights"
@@ -165,6 +165,12 @@ def _check_tensor(
         )
 
 
+def _significant(shape: Sequence[int]) -> list[int]:
+    """`shape` without the ones that it begins with: [1, 257, d] holds what [257, d] does."""
+    first = next((dim for dim, extent in enumerate(shape) if extent != 1), len(shape))
+    return list(shape[first:])
+
+
 def _shard_of(model: nn.Module, name: str) -> TensorShard | None:
     """Which slice of parameter `name` this rank holds; None for all of it."""
     owner_name, _, leaf = name.rpartition(".")
@@ -174,6 +180,9 @@ def _shard_of(model: nn.Module, name: str) -> TensorShard | None:
 
 def _fill(parameter: torch.Tensor, tensor: torch.Tensor, target: Target, shard: TensorShard | None) -> None:
     """Copy what of `tensor` belongs in this rank's part of `parameter`; the rest is not touched, so not read."""
+    if tensor.ndim != parameter.ndim:  # they differ in ones at the beginning
+        ones = max(0, parameter.ndim - len(_significant(tensor.shape)))
+        tensor = tensor.reshape((1,) * ones + tuple(_significant(tensor.shape)))
     if shard is not None:
         start, stop = shard.bounds(tensor.shape[shard.dim])
         tensor = tensor.narrow(shard.dim, start, stop - start)

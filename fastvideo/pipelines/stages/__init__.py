@@ -5,12 +5,15 @@ from fastvideo.pipelines.stages.decoding import DecodingStage
 from fastvideo.pipelines.stages.denoising import DenoisingStage
 from fastvideo.pipelines.stages.input_validation import InputValidationStage
 from fastvideo.pipelines.stages.latent_preparation import LatentPreparationStage
+from fastvideo.pipelines.stages.media import ConditionStage, ImageEncodingStage
 from fastvideo.pipelines.stages.text_encoding import TextEncodingStage
 from fastvideo.pipelines.stages.timestep_preparation import TimestepPreparationStage
 
 __all__ = [
+    "ConditionStage",
     "DecodingStage",
     "DenoisingStage",
+    "ImageEncodingStage",
     "InputValidationStage",
     "LatentPreparationStage",
     "PipelineStage",

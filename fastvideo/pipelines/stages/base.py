@@ -18,7 +18,7 @@ class PipelineStage(ABC):
 
     name: ClassVar[str]
     """Unique in a pipeline; the name in progress reports and stage times."""
-    reads: ClassVar[tuple[str, ...]] = ()
+    reads: tuple[str, ...] = ()
     """Fields of the batch that earlier stages must have written. The request is always there."""
     writes: ClassVar[tuple[str, ...]] = ()
     """Fields of the batch that this stage sets."""

@@ -48,6 +48,30 @@ Preview = Callable[[torch.Tensor], torch.Tensor]
 PREVIEW_SIDE = 256
 """The most pixels of a preview's side."""
 
+Prepare = Callable[[torch.Tensor, torch.Tensor, ForwardBatch], tuple[torch.Tensor, torch.Tensor]]
+"""What the model is given at a timestep (a scalar) for the latents [B, C, t, h, w]: its input, and its timestep."""
+Extras = Callable[[ForwardBatch], dict[str, Any]]
+"""More keywords of the model's `embed`, the same at every step, with and without the prompt."""
+Finish = Callable[[torch.Tensor, ForwardBatch], torch.Tensor]
+"""The latents of the result from those after the last step."""
+
+
+def plain_input(
+    latents: torch.Tensor, timestep: torch.Tensor, batch: ForwardBatch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The latents alone, all at one timestep."""
+    return latents, timestep.expand(latents.shape[0])
+
+
+def nothing_more(batch: ForwardBatch) -> dict[str, Any]:
+    """No keywords."""
+    return {}
+
+
+def as_they_are(latents: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+    """The latents after the last step."""
+    return latents
+
 
 def same_guidance(sampling: SamplingParam, timestep: torch.Tensor) -> Guidance:
     """The request's guidance at every timestep."""
@@ -61,18 +85,32 @@ class DenoisingStage(PipelineStage):
     """
 
     name = "denoising"
-    reads = ("prompt_embeds", "negative_prompt_embeds", "timesteps", "latents")
+    reads: tuple[str, ...] = ("prompt_embeds", "negative_prompt_embeds", "timesteps", "latents")
     writes = ("latents",)
 
     def __init__(
-        self, scheduler: Scheduler, *, pick: Pick, conditions: Conditions, guide: Guide = same_guidance,
+        self,
+        scheduler: Scheduler,
+        *,
+        pick: Pick,
+        conditions: Conditions,
+        guide: Guide = same_guidance,
         preview: Preview | None = None,
-    ) -> None:  # fmt: skip
+        prepare: Prepare = plain_input,
+        extras: Extras = nothing_more,
+        finish: Finish = as_they_are,
+        uses: tuple[str, ...] = (),
+    ) -> None:
+        """`uses` are the fields of the batch that the functions read beside those that the stage reads."""
         self.scheduler = scheduler
         self.pick = pick
         self.conditions = conditions
         self.guide = guide
         self.preview = preview
+        self.prepare = prepare
+        self.extras = extras
+        self.finish = finish
+        self.reads = (*type(self).reads, *uses)
 
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
         """Run every timestep.
@@ -83,10 +121,11 @@ class DenoisingStage(PipelineStage):
         """
         latents = written(batch.latents, "latents")
         timesteps = written(batch.timesteps, "timesteps")
-        text = self.conditions(written(batch.prompt_embeds, "prompt_embeds"))
+        extras = self.extras(batch)
+        text = self.conditions(written(batch.prompt_embeds, "prompt_embeds")) | extras
         negative = None
         if batch.guided:
-            negative = self.conditions(written(batch.negative_prompt_embeds, "negative_prompt_embeds"))
+            negative = self.conditions(written(batch.negative_prompt_embeds, "negative_prompt_embeds")) | extras
         total = len(timesteps)
         clean: Callable[[], torch.Tensor] | None = None
 
@@ -98,16 +137,16 @@ class DenoisingStage(PipelineStage):
 
         for step, t in batch.control.steps(self.name, enumerate(timesteps, start=1), total, draw):
             model = self.pick(t)
-            timestep = t.expand(latents.shape[0])
+            given, timestep = self.prepare(latents, t, batch)
             if negative is None:
-                prediction = model(latents, timestep, **text)
+                prediction = model(given, timestep, **text)
             else:
-                prediction = self.guide(batch.sampling, t)(*self.both(model, latents, timestep, text, negative))
+                prediction = self.guide(batch.sampling, t)(*self.both(model, given, timestep, text, negative))
             if batch.control.preview_every:
                 clean = partial(self.scheduler.clean, prediction, t, latents)
             latents = self.scheduler.step(prediction, t, latents)
             check_finite(latents, step, total)
-        batch.latents = latents
+        batch.latents = self.finish(latents, batch)
         return batch
 
     def both(

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fastvideo.configs.models.base import ArchConfig, ParamNamesMapping, Rename, TransformerShape, stacked
+from fastvideo.configs.models.base import ArchConfig, ParamNamesMapping, Rename, TransformerShape, shape_of, stacked
+
+OFFICIAL_TYPES = ("t2v", "i2v", "flf2v", "ti2v")
+"""Values of `model_type` in an official `config.json`."""
 
 
 def _attention(theirs: str, ours: str, q: str, k: str, v: str, out: str, fused: bool) -> tuple[Rename, ...]:
@@ -22,6 +25,8 @@ def _attention(theirs: str, ours: str, q: str, k: str, v: str, out: str, fused: 
 DIFFUSERS_NAMES = ParamNamesMapping(
     rules=(
         *_attention("attn1", "self_attn", "to_q", "to_k", "to_v", "to_out.0", fused=True),
+        *stacked(("blocks.*.attn2.add_k_proj.*", "blocks.*.attn2.add_v_proj.*"), "blocks.*.cross_attn.kv_image.*"),
+        Rename("blocks.*.attn2.norm_added_k.weight", "blocks.*.cross_attn.norm_k_image.weight"),
         *_attention("attn2", "cross_attn", "to_q", "to_k", "to_v", "to_out.0", fused=False),
         Rename("blocks.*.norm2.*", "blocks.*.cross_norm.*"),
         Rename("blocks.*.ffn.net.0.proj.*", "blocks.*.ffn.fc_in.*"),
@@ -32,14 +37,22 @@ DIFFUSERS_NAMES = ParamNamesMapping(
         Rename("condition_embedder.time_proj.*", "time_proj.*"),
         Rename("condition_embedder.text_embedder.linear_1.*", "text_embedder.fc_in.*"),
         Rename("condition_embedder.text_embedder.linear_2.*", "text_embedder.fc_out.*"),
+        Rename("condition_embedder.image_embedder.norm1.*", "image_embedder.norm_in.*"),
+        Rename("condition_embedder.image_embedder.ff.net.0.proj.*", "image_embedder.mlp.fc_in.*"),
+        Rename("condition_embedder.image_embedder.ff.net.2.*", "image_embedder.mlp.fc_out.*"),
+        Rename("condition_embedder.image_embedder.norm2.*", "image_embedder.norm_out.*"),
+        Rename("condition_embedder.image_embedder.pos_embed", "image_embedder.position"),
         Rename("scale_shift_table", "modulation_out"),
     ),
-    drop=("rope.freqs_cos", "rope.freqs_sin"),
+    # early checkpoints have a norm of queries of the image, which attends to nothing
+    drop=("rope.freqs_cos", "rope.freqs_sin", "blocks.*.attn2.norm_added_q.weight"),
 )
 
 OFFICIAL_NAMES = ParamNamesMapping(
     rules=(
         *_attention("self_attn", "self_attn", "q", "k", "v", "o", fused=True),
+        *stacked(("blocks.*.cross_attn.k_img.*", "blocks.*.cross_attn.v_img.*"), "blocks.*.cross_attn.kv_image.*"),
+        Rename("blocks.*.cross_attn.norm_k_img.weight", "blocks.*.cross_attn.norm_k_image.weight"),
         *_attention("cross_attn", "cross_attn", "q", "k", "v", "o", fused=False),
         Rename("blocks.*.norm3.*", "blocks.*.cross_norm.*"),
         Rename("blocks.*.ffn.0.*", "blocks.*.ffn.fc_in.*"),
@@ -49,6 +62,11 @@ OFFICIAL_NAMES = ParamNamesMapping(
         Rename("time_projection.1.*", "time_proj.*"),
         Rename("text_embedding.0.*", "text_embedder.fc_in.*"),
         Rename("text_embedding.2.*", "text_embedder.fc_out.*"),
+        Rename("img_emb.proj.0.*", "image_embedder.norm_in.*"),
+        Rename("img_emb.proj.1.*", "image_embedder.mlp.fc_in.*"),
+        Rename("img_emb.proj.3.*", "image_embedder.mlp.fc_out.*"),
+        Rename("img_emb.proj.4.*", "image_embedder.norm_out.*"),
+        Rename("img_emb.emb_pos", "image_embedder.position"),
         Rename("head.head.*", "proj_out.*"),
         Rename("head.modulation", "modulation_out"),
     ),
@@ -60,7 +78,7 @@ OFFICIAL_NAMES = ParamNamesMapping(
 class WanVideoArchConfig(ArchConfig):
     """Fields of a `WanTransformer3DModel` `config.json`, under their names there."""
 
-    keep_fp32: ClassVar[tuple[str, ...]] = ("time_embedder", "modulation", "cross_norm")
+    keep_fp32: ClassVar[tuple[str, ...]] = ("time_embedder", "modulation", "cross_norm", "image_embedder.norm")
 
     patch_size: tuple[int, int, int] = (1, 2, 2)
     num_attention_heads: int = 40
@@ -112,26 +130,28 @@ class WanVideoArchConfig(ArchConfig):
     def __post_init__(self) -> None:
         if self.qk_norm != "rms_norm_across_heads":
             raise ValueError(f"qk_norm={self.qk_norm!r}: Wan transformers use 'rms_norm_across_heads'")
-        if self.image_dim is not None or self.added_kv_proj_dim is not None:
+        if (self.image_dim is None) != (self.added_kv_proj_dim is None):
             raise ValueError(
-                f"image_dim={self.image_dim}, added_kv_proj_dim={self.added_kv_proj_dim}: image conditioning "
-                "is not supported; use a text-to-video checkpoint"
+                f"image_dim={self.image_dim}, added_kv_proj_dim={self.added_kv_proj_dim}: a model that is shown images "
+                "has both, another neither"
             )
+        if self.added_kv_proj_dim not in (None, self.hidden_size):
+            raise ValueError(f"added_kv_proj_dim={self.added_kv_proj_dim}: must be {self.hidden_size}, a token's width")
+        if self.pos_embed_seq_len is not None and self.image_dim is None:
+            raise ValueError(f"pos_embed_seq_len={self.pos_embed_seq_len}: needs image_dim")
         if self.attention_head_dim % 2:
             raise ValueError(f"attention_head_dim={self.attention_head_dim}: rotary embedding needs an even size")
 
     @classmethod
-    def from_official(
-        cls, raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None
-    ) -> "WanVideoArchConfig":
-        """The config that an official `config.json` (`_class_name` WanModel) describes; it needs no `shapes`.
+    def from_official(cls, raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> "WanVideoArchConfig":
+        """The config that an official `config.json` (`_class_name` WanModel) describes.
 
         Raises:
-            ValueError: a model type other than text-to-video, a key that is missing or unknown, or sizes that do not
-                divide.
+            ValueError: a model type that is not known, a key that is missing or unknown, or sizes that do not divide.
         """
-        if raw.get("model_type", "t2v") != "t2v":
-            raise ValueError(f"model_type={raw['model_type']!r}: only 't2v' is supported")
+        kind = raw.get("model_type", "t2v")
+        if kind not in OFFICIAL_TYPES:
+            raise ValueError(f"model_type={kind!r}: must be one of {', '.join(OFFICIAL_TYPES)}")
         names = {
             "ffn_dim": "ffn_dim", "freq_dim": "freq_dim", "in_dim": "in_channels", "out_dim": "out_channels",
             "num_layers": "num_layers", "num_heads": "num_attention_heads", "eps": "eps", "text_dim": "text_dim",
@@ -143,6 +163,10 @@ class WanVideoArchConfig(ArchConfig):
         if raw["dim"] % raw["num_heads"]:
             raise ValueError(f"dim={raw['dim']}: must be a multiple of num_heads={raw['num_heads']}")
         known = {ours: raw[theirs] for theirs, ours in names.items() if theirs in raw}
+        if "img_emb.proj.0.weight" in shapes:
+            known |= {"image_dim": shape_of(shapes, "img_emb.proj.0.weight", 1)[0], "added_kv_proj_dim": raw["dim"]}
+        if "img_emb.emb_pos" in shapes:
+            known["pos_embed_seq_len"] = shape_of(shapes, "img_emb.emb_pos", 3)[1]
         ignored = {"dim", "model_type", "text_len", "qk_norm", "window_size"}
         rest = {key: value for key, value in raw.items() if key not in names and key not in ignored}
         return cls.from_dict({**known, "attention_head_dim": raw["dim"] // raw["num_heads"], **rest})

@@ -4,7 +4,7 @@ The reference that results are compared with is `diffusers/pipelines/wan/pipelin
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.models.dits.wanvideo import WanTransformer3DModel
@@ -32,7 +32,13 @@ def text_conditions(text: TextEmbeddings) -> dict[str, Any]:
 class WanPipeline(ComposedPipelineBase):
     """Text to video with one Wan transformer."""
 
-    _required_config_modules = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
+    _required_config_modules: ClassVar[tuple[str, ...]] = (
+        "tokenizer",
+        "text_encoder",
+        "transformer",
+        "vae",
+        "scheduler",
+    )
 
     def create_stages(self) -> tuple[PipelineStage, ...]:
         self.transformer = self.component("transformer", WanTransformer3DModel)
@@ -61,4 +67,4 @@ class WanPipeline(ComposedPipelineBase):
         """The VAE's grid: the first frame alone, then four at a time; 8x8 pixels."""
         time, space = self.vae.arch.scale_factor_temporal, self.vae.arch.scale_factor_spatial
         frames = (sampling.num_frames - 1) // time + 1
-        return self.transformer.arch.in_channels, frames, sampling.height // space, sampling.width // space
+        return self.vae.arch.z_dim, frames, sampling.height // space, sampling.width // space

@@ -1,0 +1,42 @@
+"""What the registry holds: an entry for each model, and one for each class with weights. Strings only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    """One model: how to recognise it, and the names of what makes it run."""
+
+    name: str
+    description: str
+    pipeline_class: str
+    """`_class_name` in `model_index.json`."""
+    pipeline: str
+    """The pipeline, as "module:Class"."""
+    pipeline_config: str
+    """Its `PipelineConfig`, as "module:Class"."""
+    sampling: str
+    """Its `SamplingParam`, as "module:Class"."""
+    model_ids: tuple[str, ...] = ()
+    """What users call it: ids on the Hub, or the name of the model in the package."""
+    signature: tuple[tuple[str, Any], ...] = ()
+    """What the configs of a local folder of this model say, as ("component.key", value). An entry without one is the
+    default for its class."""
+    official_layout: str | None = None
+    """The layout of the folders that the authors publish, as "module:NAME"."""
+
+    def matches(self, configs: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether the component configs `configs` agree with the signature."""
+        split = ((*key.split(".", 1), value) for key, value in self.signature)
+        return all(configs.get(component, {}).get(key) == value for component, key, value in split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentEntry:
+    """A component class with weights: its name in `model_index.json`, our model and its arch config."""
+
+    class_name: str
+    model: str
+    arch: str

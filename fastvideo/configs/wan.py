@@ -1,0 +1,90 @@
+"""The models of the Wan family, and the small one of the same architecture in the package."""
+
+from typing import Any
+
+from fastvideo.configs.entries import ModelEntry
+
+SHIPPED_NAME = "shapes-t2v"
+"""The model in the package."""
+
+_WAN: dict[str, Any] = {
+    "pipeline_class": "WanPipeline",
+    "pipeline": "fastvideo.pipelines.basic.wan.wan_pipeline:WanPipeline",
+    "official_layout": "fastvideo.configs.pipelines.wan:OFFICIAL_LAYOUT",
+}
+_WAN_I2V: dict[str, Any] = {
+    "pipeline_class": "WanImageToVideoPipeline",
+    "pipeline": "fastvideo.pipelines.basic.wan.wan_i2v_pipeline:WanImageToVideoPipeline",
+    "official_layout": "fastvideo.configs.pipelines.wan:OFFICIAL_I2V_LAYOUT",
+}
+
+MODELS: tuple[ModelEntry, ...] = (
+    ModelEntry(
+        name=SHIPPED_NAME,
+        model_ids=(SHIPPED_NAME,),
+        description="Shapes that move as the caption says; ships in the package",
+        pipeline_config="fastvideo.configs.pipelines.wan:ShapesT2VConfig",
+        sampling="fastvideo.configs.sample.wan:ShapesT2VSampling",
+        signature=(("transformer.num_layers", 7), ("transformer.text_dim", 128)),
+        **_WAN,
+    ),
+    ModelEntry(
+        name="wan2.1-t2v-1.3b",
+        description="Wan 2.1 text to video, 1.3B parameters, 480p",
+        model_ids=("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-1.3B"),
+        pipeline_config="fastvideo.configs.pipelines.wan:WanT2V480PConfig",
+        sampling="fastvideo.configs.sample.wan:WanT2V480PSampling",
+        signature=(("transformer.num_layers", 30), ("transformer.ffn_dim", 8960)),
+        **_WAN,
+    ),
+    ModelEntry(
+        name="wan2.1-t2v-14b",
+        description="Wan 2.1 text to video, 14B parameters, 480p and 720p",
+        model_ids=("Wan-AI/Wan2.1-T2V-14B-Diffusers", "Wan-AI/Wan2.1-T2V-14B"),
+        pipeline_config="fastvideo.configs.pipelines.wan:WanT2V720PConfig",
+        sampling="fastvideo.configs.sample.wan:WanT2V720PSampling",
+        signature=(("transformer.num_layers", 40), ("transformer.ffn_dim", 13824)),
+        **_WAN,
+    ),
+    ModelEntry(
+        name="wan2.1-t2v",
+        description="Any other local Wan 2.1 text-to-video repo",
+        pipeline_config="fastvideo.configs.pipelines.wan:WanT2VConfig",
+        sampling="fastvideo.configs.sample.wan:WanT2V480PSampling",
+        **_WAN,
+    ),
+    ModelEntry(
+        name="wan2.1-i2v-14b-480p",
+        description="Wan 2.1 image to video, 14B parameters, 480p",
+        model_ids=("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", "Wan-AI/Wan2.1-I2V-14B-480P"),
+        pipeline_config="fastvideo.configs.pipelines.wan:WanI2V480PConfig",
+        sampling="fastvideo.configs.sample.wan:WanI2V480PSampling",
+        signature=(("transformer.num_layers", 40), ("scheduler.flow_shift", 3.0)),
+        **_WAN_I2V,
+    ),
+    ModelEntry(
+        name="wan2.1-i2v-14b-720p",
+        description="Wan 2.1 image to video, 14B parameters, 720p",
+        model_ids=("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", "Wan-AI/Wan2.1-I2V-14B-720P"),
+        pipeline_config="fastvideo.configs.pipelines.wan:WanI2V720PConfig",
+        sampling="fastvideo.configs.sample.wan:WanI2V720PSampling",
+        signature=(("transformer.num_layers", 40), ("scheduler.flow_shift", 5.0)),
+        **_WAN_I2V,
+    ),
+    ModelEntry(
+        name="wan2.1-flf2v-14b",
+        description="Wan 2.1 first and last frame to video, 14B parameters, 720p",
+        model_ids=("Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", "Wan-AI/Wan2.1-FLF2V-14B-720P"),
+        pipeline_config="fastvideo.configs.pipelines.wan:WanFLF2VConfig",
+        sampling="fastvideo.configs.sample.wan:WanFLF2VSampling",
+        signature=(("transformer.num_layers", 40), ("transformer.pos_embed_seq_len", 514)),
+        **_WAN_I2V | {"official_layout": "fastvideo.configs.pipelines.wan:OFFICIAL_FLF2V_LAYOUT"},
+    ),
+    ModelEntry(
+        name="wan2.1-i2v",
+        description="Any other local Wan 2.1 image-to-video repo",
+        pipeline_config="fastvideo.configs.pipelines.wan:WanT2VConfig",
+        sampling="fastvideo.configs.sample.wan:WanAnyI2VSampling",
+        **_WAN_I2V,
+    ),
+)

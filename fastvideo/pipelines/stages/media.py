@@ -1,0 +1,73 @@
+"""What the model is shown beside the prompt: images and videos as its encoders and its VAE take them."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.models.encoders.base import ImageEncoder
+from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
+from fastvideo.pipelines.stages.base import PipelineStage
+from fastvideo.platforms import current_platform
+
+Shown = Callable[[ForwardBatch], Sequence[torch.Tensor]]
+"""The images [H, W, 3] that an encoder is shown."""
+MakeCondition = Callable[[ForwardBatch, torch.device], torch.Tensor | None]
+"""Latents [1, C, t, h, w] fp32 of the media, on a device; None without media."""
+
+
+def fit_image(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """`image` [H, W, 3], uint8 or in [0, 1], scaled to `height` x `width`: [3, height, width] fp32 in [-1, 1].
+
+    Pillow's Lanczos filter, as in the reference's `VaeImageProcessor`, on each colour alone where pixels are floats.
+    """
+    if tuple(image.shape[:2]) != (height, width):
+        size, lanczos = (width, height), Image.Resampling.LANCZOS
+        if image.dtype == torch.uint8:
+            image = torch.from_numpy(np.array(Image.fromarray(image.numpy()).resize(size, lanczos)))
+        else:
+            planes = (Image.fromarray(plane.contiguous().numpy()).resize(size, lanczos) for plane in image.unbind(-1))
+            image = torch.stack([torch.from_numpy(np.array(plane)) for plane in planes], dim=-1).clamp(0, 1)
+    levels = image.float() / 255 if image.dtype == torch.uint8 else image
+    return (2 * levels - 1).movedim(-1, 0)
+
+
+def fit_video(video: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The frames of `video` [T, H, W, 3], each as by `fit_image`: [3, T, height, width]."""
+    return torch.stack([fit_image(frame, height, width) for frame in video], dim=1)
+
+
+class ImageEncodingStage(PipelineStage):
+    """What an image encoder sees in the images, those of several images behind each other."""
+
+    name = "image_encoding"
+    writes = ("image_embeds",)
+
+    def __init__(self, encoder: ImageEncoder, shown: Shown) -> None:
+        self.encoder = encoder
+        self.shown = shown
+
+    def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
+        for images in batch.control.steps(self.name, [self.shown(batch)], total=1):
+            batch.image_embeds = self.encoder(images).flatten(0, 1).unsqueeze(0)
+        return batch
+
+
+class ConditionStage(PipelineStage):
+    """The latents of the media, by the family's function."""
+
+    name = "media_encoding"
+    writes = ("condition",)
+
+    def __init__(self, make: MakeCondition, uses: tuple[str, ...] = ()) -> None:
+        """`uses` are the fields of the batch beside the request that `make` reads."""
+        self.make = make
+        self.reads = uses
+
+    def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
+        device = current_platform(args.device).device
+        for _ in batch.control.steps(self.name, [None], total=1):
+            batch.condition = self.make(batch, device)
+        return batch
