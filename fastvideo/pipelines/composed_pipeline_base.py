@@ -77,8 +77,7 @@ class ComposedPipelineBase(ABC):
             repo, cls._required_config_modules, args, pipeline_config, options=cls._config_options,
             groups=groups, progress=progress,
         )  # fmt: skip
-        heeded = {name: value for name, value in repo.model_index.items() if name in cls._config_options}
-        return cls(components, args, pipeline_config, groups, heeded)
+        return cls(components, args, pipeline_config, groups, cls._heeded(repo))
 
     @classmethod
     def without_weights(
@@ -89,7 +88,12 @@ class ComposedPipelineBase(ABC):
         Raises:
             ValueError: as `from_repo`.
         """
-        return cls(bare_components(repo, cls._required_config_modules, pipeline_config), args, pipeline_config)
+        components = bare_components(repo, cls._required_config_modules, pipeline_config)
+        return cls(components, args, pipeline_config, options=cls._heeded(repo))
+
+    @classmethod
+    def _heeded(cls, repo: Repo) -> dict[str, Any]:
+        return {name: value for name, value in repo.model_index.items() if name in cls._config_options}
 
     @abstractmethod
     def create_stages(self) -> tuple[PipelineStage, ...]:
