@@ -50,6 +50,24 @@ def flf2v_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_repos.make_i2v_repo(tmp_path_factory.mktemp("repos") / "wan-tiny-flf2v", last=True)
 
 
+@pytest.fixture(scope="session")
+def wan22_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Wan 2.2 text-to-video repo with two transformers. Read only."""
+    return tiny_repos.make_wan22_repo(tmp_path_factory.mktemp("repos") / "wan22-tiny")
+
+
+@pytest.fixture(scope="session")
+def wan22_i2v_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Wan 2.2 image-to-video repo with two transformers. Read only."""
+    return tiny_repos.make_wan22_repo(tmp_path_factory.mktemp("repos") / "wan22-tiny-i2v", images=True)
+
+
+@pytest.fixture(scope="session")
+def ti2v_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Wan 2.2 text-and-image-to-video repo. Read only."""
+    return tiny_repos.make_ti2v_repo(tmp_path_factory.mktemp("repos") / "wan22-tiny-ti2v")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> None:
     """Whoever starts the tests in the background has Ctrl-C ignored, and Python then leaves it so."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fastvideo.configs.models.vaes.wanvae import WAN22_LATENTS_MEAN, WAN22_LATENTS_STD
+
 TEXT = """
 a an the on and of red green blue yellow white black circle square triangle star moving left right up down background
 cat walks kite flies over sea blurry low quality
@@ -55,6 +57,14 @@ def make_vae(seed: int = 2, **fields: Any) -> Any:
 
     torch.manual_seed(seed)
     return randomize(AutoencoderKLWan(**{"base_dim": 6, "z_dim": 16, **fields}), seed)
+
+
+RESIDUAL_VAE: dict[str, Any] = {
+    "base_dim": 4, "decoder_base_dim": 8, "z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12,
+    "patch_size": 2, "scale_factor_spatial": 16, "latents_mean": list(WAN22_LATENTS_MEAN),
+    "latents_std": list(WAN22_LATENTS_STD),
+}  # fmt: skip
+"""Fields of a small Wan 2.2 VAE."""
 
 
 def make_image_encoder(seed: int = 4, **fields: Any) -> Any:
@@ -210,6 +220,49 @@ def make_official_repo(path: Path, seed: int = 0, **options: Any) -> Path:
     return path
 
 
+def make_wan22_repo(path: Path, images: bool = False, scheduler: str = "unipc", seed: int = 0) -> Path:
+    """A Diffusers repo of a Wan 2.2 pipeline with two transformers in folder `path`; with `images`, image to video.
+
+    Returns:
+        `path`.
+    """
+    import diffusers
+
+    tokenizer = make_tokenizer()
+    channels = {"in_channels": 36} if images else {}
+    pipeline_class = diffusers.WanImageToVideoPipeline if images else diffusers.WanPipeline
+    pipeline_class(
+        tokenizer=tokenizer,
+        text_encoder=make_text_encoder(len(tokenizer), seed=5 * seed),
+        transformer=make_transformer(seed=5 * seed + 1, **channels),
+        transformer_2=make_transformer(seed=5 * seed + 3, **channels),
+        vae=make_vae(seed=5 * seed + 2),
+        scheduler=make_scheduler(scheduler, 5.0 if images else 12.0),
+        boundary_ratio=0.9 if images else 0.875,
+    ).save_pretrained(path)
+    return path
+
+
+def make_ti2v_repo(path: Path, scheduler: str = "unipc", seed: int = 0) -> Path:
+    """A Diffusers repo of a Wan 2.2 text-and-image-to-video pipeline, with its VAE, in folder `path`.
+
+    Returns:
+        `path`.
+    """
+    from diffusers import WanPipeline
+
+    tokenizer = make_tokenizer()
+    WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=make_text_encoder(len(tokenizer), seed=5 * seed),
+        transformer=make_transformer(seed=5 * seed + 1, in_channels=48, out_channels=48),
+        vae=make_vae(seed=5 * seed + 2, **RESIDUAL_VAE),
+        scheduler=make_scheduler(scheduler, 5.0),
+        expand_timesteps=True,
+    ).save_pretrained(path)
+    return path
+
+
 OFFICIAL_ENCODER = {"hidden_size": 160, "num_attention_heads": 2, "image_size": 224, "patch_size": 56}
 """Of `make_image_encoder`: what an official folder implies is as there, 80 numbers a head and images of 224 pixels."""
 
@@ -224,14 +277,7 @@ def make_official_i2v_repo(path: Path, source: Path, last: bool = False) -> Path
     from safetensors.torch import save_file
 
     path.mkdir(parents=True)
-    config = json.loads((source / "transformer" / "config.json").read_text())
-    dim = config["num_attention_heads"] * config["attention_head_dim"]
-    (path / "config.json").write_text(json.dumps({
-        "_class_name": "WanModel", "model_type": "flf2v" if last else "i2v", "text_len": 512, "dim": dim,
-        "num_heads": config["num_attention_heads"], "ffn_dim": config["ffn_dim"], "freq_dim": config["freq_dim"],
-        "in_dim": 36, "out_dim": 16, "num_layers": config["num_layers"], "eps": config["eps"],
-        "text_dim": config["text_dim"],
-    }))  # fmt: skip
+    (path / "config.json").write_text(official_config(source, "transformer", "flf2v" if last else "i2v"))
     save_file(official_state(source, "transformer"), path / "diffusion_pytorch_model.safetensors")
     torch.save(official_state(source, "text_encoder"), path / "models_t5_umt5-xxl-enc-bf16.pth")
     torch.save(official_state(source, "vae"), path / "Wan2.1_VAE.pth")
@@ -241,6 +287,37 @@ def make_official_i2v_repo(path: Path, source: Path, last: bool = False) -> Path
     state |= {"log_scale": torch.ones(()), "visual.head": torch.ones(160, 8), "textual.head.weight": torch.ones(3)}
     state["visual.transformer.2.norm1.weight"] = torch.ones(160)
     torch.save(state, path / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth")
+    make_tokenizer().save_pretrained(path / "google" / "umt5-xxl")
+    return path
+
+
+def official_config(source: Path, component: str, model_type: str) -> str:
+    """The `config.json` that the Wan authors would have written of a transformer of Diffusers repo `source`."""
+    config = json.loads((source / component / "config.json").read_text())
+    names = {"num_attention_heads": "num_heads", "in_channels": "in_dim", "out_channels": "out_dim"}
+    same = ("ffn_dim", "freq_dim", "num_layers", "eps", "text_dim")
+    values = {names.get(name, name): config[name] for name in (*names, *same)}
+    dim = config["num_attention_heads"] * config["attention_head_dim"]
+    return json.dumps({"_class_name": "WanModel", "model_type": model_type, "text_len": 512, "dim": dim, **values})
+
+
+def make_official_22_repo(path: Path, source: Path, model_type: str) -> Path:
+    """A folder of Wan 2.2 as its authors publish it, with the weights of `source`; `model_type` t2v, i2v or ti2v.
+
+    Returns:
+        `path`.
+    """
+    from safetensors.torch import save_file
+
+    folders = {"transformer": "high_noise_model", "transformer_2": "low_noise_model"}
+    for component, folder in {"transformer": ""}.items() if model_type == "ti2v" else folders.items():
+        (path / folder).mkdir(parents=True)
+        (path / folder / "config.json").write_text(official_config(source, component, model_type))
+        state = official_state(source, component)
+        save_file(state, path / folder / "diffusion_pytorch_model.safetensors")
+    torch.save(official_state(source, "text_encoder"), path / "models_t5_umt5-xxl-enc-bf16.pth")
+    vae = "Wan2.2_VAE.pth" if model_type == "ti2v" else "Wan2.1_VAE.pth"
+    torch.save(official_state(source, "vae"), path / vae)
     make_tokenizer().save_pretrained(path / "google" / "umt5-xxl")
     return path
 
@@ -258,7 +335,7 @@ def official_state(repo: Path, component: str) -> dict[str, torch.Tensor]:
 
     arch_classes: dict[str, type[ArchConfig]] = {
         "transformer": WanVideoArchConfig, "text_encoder": UMT5ArchConfig, "vae": WanVAEArchConfig,
-        "image_encoder": CLIPVisionArchConfig,
+        "image_encoder": CLIPVisionArchConfig, "transformer_2": WanVideoArchConfig,
     }  # fmt: skip
     folder = repo / component
     arch = arch_classes[component].from_dict(json.loads((folder / "config.json").read_text()))

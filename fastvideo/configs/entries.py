@@ -22,15 +22,18 @@ class ModelEntry:
     model_ids: tuple[str, ...] = ()
     """What users call it: ids on the Hub, or the name of the model in the package."""
     signature: tuple[tuple[str, Any], ...] = ()
-    """What the configs of a local folder of this model say, as ("component.key", value). An entry without one is the
-    default for its class."""
+    """What the configs of a local folder of this model say, as ("component.key", value); the options of its index are
+    under "model_index"."""
+    components: tuple[str, ...] = ()
+    """Components that other models of the class lack. An entry with neither is the default for its class."""
     official_layout: str | None = None
     """The layout of the folders that the authors publish, as "module:NAME"."""
 
     def matches(self, configs: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Whether the component configs `configs` agree with the signature."""
+        """Whether the component configs `configs` agree with the signature, and all of `components` are there."""
         split = ((*key.split(".", 1), value) for key, value in self.signature)
-        return all(configs.get(component, {}).get(key) == value for component, key, value in split)
+        there = all(name in configs for name in self.components)
+        return there and all(configs.get(component, {}).get(key) == value for component, key, value in split)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,7 @@ def find_entry(
             + f"known are {', '.join(known)}"
         )
     matching = [entry for entry in entries if entry.matches(component_configs or {})]
-    return max(matching, key=lambda entry: len(entry.signature))
+    return max(matching, key=lambda entry: (len(entry.components), len(entry.signature)))
 
 
 def entry_for(model: str | Path) -> ModelEntry:

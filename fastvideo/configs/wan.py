@@ -18,6 +18,31 @@ _WAN_I2V: dict[str, Any] = {
     "official_layout": "fastvideo.configs.pipelines.wan:OFFICIAL_I2V_LAYOUT",
 }
 
+_BASIC = "fastvideo.pipelines.basic.wan"
+_LAYOUTS = "fastvideo.configs.pipelines.wan"
+_WAN22: dict[str, Any] = {
+    "pipeline_class": "WanPipeline",
+    "pipeline": f"{_BASIC}.wan22_pipeline:Wan22Pipeline",
+    "pipeline_config": f"{_LAYOUTS}:Wan22T2VConfig",
+    "sampling": "fastvideo.configs.sample.wan:Wan22T2VSampling",
+    "official_layout": f"{_LAYOUTS}:OFFICIAL_22_T2V_LAYOUT",
+    "components": ("transformer_2",),
+}
+_WAN22_I2V: dict[str, Any] = {
+    "pipeline_class": "WanImageToVideoPipeline",
+    "pipeline": f"{_BASIC}.wan22_pipeline:Wan22ImageToVideoPipeline",
+    "pipeline_config": f"{_LAYOUTS}:Wan22I2VConfig",
+    "sampling": "fastvideo.configs.sample.wan:Wan22I2VSampling",
+    "official_layout": f"{_LAYOUTS}:OFFICIAL_22_I2V_LAYOUT",
+    "components": ("transformer_2",),
+}
+_TI2V: dict[str, Any] = {
+    "pipeline_class": "WanPipeline",
+    "pipeline": f"{_BASIC}.wan_ti2v_pipeline:WanTI2VPipeline",
+    "sampling": "fastvideo.configs.sample.wan:WanTI2VSampling",
+    "official_layout": f"{_LAYOUTS}:OFFICIAL_TI2V_LAYOUT",
+}
+
 MODELS: tuple[ModelEntry, ...] = (
     ModelEntry(
         name=SHIPPED_NAME,
@@ -86,5 +111,48 @@ MODELS: tuple[ModelEntry, ...] = (
         pipeline_config="fastvideo.configs.pipelines.wan:WanT2VConfig",
         sampling="fastvideo.configs.sample.wan:WanAnyI2VSampling",
         **_WAN_I2V,
+    ),
+    ModelEntry(
+        name="wan2.2-t2v-a14b",
+        description="Wan 2.2 text to video, two transformers of 14B parameters, 480p and 720p",
+        model_ids=("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "Wan-AI/Wan2.2-T2V-A14B"),
+        signature=(("transformer.num_layers", 40), ("model_index.boundary_ratio", 0.875)),
+        **_WAN22,
+    ),
+    ModelEntry(
+        name="wan2.2-t2v",
+        description="Any other local Wan 2.2 text-to-video repo with two transformers",
+        **_WAN22 | {"pipeline_config": f"{_LAYOUTS}:WanT2VConfig"},
+    ),
+    ModelEntry(
+        name="wan2.2-i2v-a14b",
+        description="Wan 2.2 image to video, two transformers of 14B parameters, 480p and 720p",
+        model_ids=("Wan-AI/Wan2.2-I2V-A14B-Diffusers", "Wan-AI/Wan2.2-I2V-A14B"),
+        signature=(("transformer.num_layers", 40), ("model_index.boundary_ratio", 0.9)),
+        **_WAN22_I2V,
+    ),
+    ModelEntry(
+        name="wan2.2-i2v",
+        description="Any other local Wan 2.2 image-to-video repo with two transformers",
+        **_WAN22_I2V | {"pipeline_config": f"{_LAYOUTS}:WanT2VConfig"},
+    ),
+    ModelEntry(
+        name="wan2.2-ti2v-5b",
+        description="Wan 2.2 text and image to video, 5B parameters, 720p",
+        model_ids=("Wan-AI/Wan2.2-TI2V-5B-Diffusers", "Wan-AI/Wan2.2-TI2V-5B"),
+        pipeline_config=f"{_LAYOUTS}:WanTI2VConfig",
+        signature=(
+            ("model_index.expand_timesteps", True),
+            ("transformer.num_layers", 30),
+            ("transformer.ffn_dim", 14336),
+        ),
+        **_TI2V,
+    ),
+    ModelEntry(
+        name="wan2.2-ti2v",
+        description="Any other local Wan 2.2 text-and-image-to-video repo",
+        pipeline_config=f"{_LAYOUTS}:WanT2VConfig",
+        signature=(("model_index.expand_timesteps", True),),
+        **_TI2V,
     ),
 )

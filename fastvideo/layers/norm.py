@@ -49,10 +49,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def modulated_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
-    """The layer norm of `x` [B, L, d], times 1 + `scale`, plus `shift`, each [B, 1, d] fp32: computed in fp32, in the
-    dtype of `x` (adaptive layer norm of DiT, arXiv 2212.09748)."""
+    """The layer norm of `x` [B, L, d], times 1 + `scale`, plus `shift`, each [B, 1, d] or [B, L, d] fp32: computed in
+    fp32, in the dtype of `x` (adaptive layer norm of DiT, arXiv 2212.09748)."""
     shape = (x.shape[-1],)
-    if x.device.type != "cpu" and x.dtype != torch.float32:
+    if scale.shape[1] > 1 or (x.device.type != "cpu" and x.dtype != torch.float32):
         return (F.layer_norm(x.float(), shape, None, None, eps) * (1 + scale) + shift).to(x.dtype)
     # one pass: the modulation is the norm's weight and bias, which stay in fp32 beside a bf16 input
     parts = zip(x.split(1), (1 + scale).squeeze(1), shift.squeeze(1), strict=True)
@@ -61,7 +61,10 @@ def modulated_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, ep
 
 
 def gated_sum(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """`x` + `h` * `gate` for [B, L, d], [B, L, d] and [B, 1, d] fp32: computed in fp32, in the dtype of `x`."""
+    """`x` + `h` * `gate` for [B, L, d], [B, L, d] and [B, 1, d] or [B, L, d] fp32: computed in fp32, in the dtype of
+    `x`."""
+    if gate.shape[1] > 1:
+        return in_blocks(lambda x, h, gate: (x.float() + h * gate).to(x.dtype), x, h, gate)
     if len(x) > 1:
         return torch.cat([gated_sum(*one) for one in zip(x.split(1), h.split(1), gate.split(1), strict=True)])
     return in_blocks(lambda x, h: (x.float() + h * gate.view(-1)).to(x.dtype), x, h)

@@ -71,7 +71,7 @@ def test_official_transformer_config_that_does_not_fit(change: dict[str, Any], m
         (WanVideoArchConfig, {"qk_norm": None}, "'qk_norm'=None"),
         (WanVAEArchConfig, {"latents_mean": ["a"] * 16}, "latents_mean"),
         (WanVAEArchConfig, {"z_dim": 48}, "must have z_dim=48"),
-        (WanVAEArchConfig, {"is_residual": True}, "Wan 2.2 VAE is not supported"),
+        (WanVAEArchConfig, {"patch_size": 2, "scale_factor_spatial": 16}, "its square must divide out_channels=3"),
         (WanVAEArchConfig, {"scale_factor_spatial": 16}, "scale_factor_spatial=16"),
         (T5ArchConfig, {"feed_forward_proj": "gated-silu"}, "must be 'relu' or 'gated-gelu'"),
     ],
@@ -101,6 +101,16 @@ def test_official_vae_sizes_come_from_its_tensors() -> None:
         "conv2.weight": (16, 16, 1, 1, 1),
     }  # fmt: skip
     assert WanVAEArchConfig.from_official({}, shapes) == WanVAEArchConfig()
+
+
+def test_official_residual_vae() -> None:
+    shapes = {
+        "encoder.conv1.weight": (160, 12, 3, 3, 3), "decoder.head.2.weight": (12, 256, 3, 3, 3),
+        "conv2.weight": (48, 48, 1, 1, 1), "encoder.downsamples.0.downsamples.0.residual.0.gamma": (160, 1, 1, 1),
+    }  # fmt: skip
+    arch = WanVAEArchConfig.from_official({}, shapes)
+    assert (arch.z_dim, arch.base_dim, arch.decoder_base_dim, arch.is_residual) == (48, 160, 256, True)
+    assert (arch.scale_factor_spatial, arch.patch_size, arch.latents_mean[47]) == (16, 2, -0.0667)
 
 
 def test_official_image_transformer() -> None:

@@ -49,7 +49,8 @@ def test_names_and_ids_are_unique_and_each_class_has_one_default() -> None:
     assert len(set(names)) == len(names)
     assert len(set(ids)) == len(ids)
     for pipeline_class in {entry.pipeline_class for entry in MODELS}:
-        assert sum(entry.pipeline_class == pipeline_class and not entry.signature for entry in MODELS) == 1
+        defaults = [entry for entry in MODELS if not entry.signature and not entry.components]
+        assert sum(entry.pipeline_class == pipeline_class for entry in defaults) == 1
 
 
 @pytest.mark.parametrize("entry", MODELS, ids=lambda entry: entry.name)
@@ -75,6 +76,24 @@ def configs(**transformer: Any) -> dict[str, dict[str, Any]]:
 )
 def test_a_class_that_several_have_is_told_apart_by_sizes(transformer: dict[str, Any], name: str) -> None:
     assert find_entry({"_class_name": "WanPipeline"}, configs(**transformer)).name == name
+
+
+@pytest.mark.parametrize(
+    ("class_name", "layers", "parts", "options", "name"),
+    [
+        ("WanPipeline", 40, ("transformer_2",), {"boundary_ratio": 0.875}, "wan2.2-t2v-a14b"),
+        ("WanPipeline", 40, ("transformer_2",), {"boundary_ratio": 0.5}, "wan2.2-t2v"),
+        ("WanPipeline", 30, (), {"expand_timesteps": True}, "wan2.2-ti2v"),
+        ("WanImageToVideoPipeline", 40, ("transformer_2",), {"boundary_ratio": 0.9}, "wan2.2-i2v-a14b"),
+        ("WanImageToVideoPipeline", 4, ("transformer_2",), {"boundary_ratio": 0.9}, "wan2.2-i2v"),
+        ("WanImageToVideoPipeline", 4, (), {}, "wan2.1-i2v"),
+    ],
+)
+def test_models_of_one_class_are_told_apart_by_components_and_options(
+    class_name: str, layers: int, parts: tuple[str, ...], options: dict[str, Any], name: str
+) -> None:
+    found = {"model_index": options, **configs(num_layers=layers, ffn_dim=13824), **{part: {} for part in parts}}
+    assert find_entry({"_class_name": class_name}, found).name == name
 
 
 @pytest.mark.parametrize(

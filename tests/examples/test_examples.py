@@ -81,3 +81,21 @@ def test_image_to_video(
     run(monkeypatch, "image_to_video.py", i2v_repo, "a red kite", "first.png")
     run(monkeypatch, "image_to_video.py", flf2v_repo, "a red kite", "first.png", "last.png")
     assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == ["5 frames of 16x32"] * 2
+
+
+def test_two_experts(
+    wan22_repo: Path, wan22_i2v_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(30, 60).save("first.png")
+    run(monkeypatch, "two_experts.py", wan22_repo, "a red kite")
+    run(monkeypatch, "two_experts.py", wan22_i2v_repo, "a red kite", "first.png")
+    sizes = [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert sizes == ["(32, 32, 5)", "(32, 16, 5)"]
+
+
+def test_text_and_image_to_video(
+    ti2v_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(60, 60).save("first.png")
+    run(monkeypatch, "text_and_image_to_video.py", ti2v_repo, "a red kite", "first.png")
+    assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == ["(32, 32, 5)"] * 2

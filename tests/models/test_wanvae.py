@@ -1,4 +1,4 @@
-"""The Wan 2.1 VAE against `diffusers`."""
+"""The Wan 2.1 and 2.2 VAEs against `diffusers`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -226,3 +226,46 @@ def test_channel_norm(dtype: torch.dtype, scale: float) -> None:
     x = (scale * noise(2, 7, 3, 4, 5)).to(dtype)
     expected = reference(x.float())
     assert torch.allclose(norm(x).float(), expected, rtol=1e-6 + 2 * torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """A Wan 2.2 VAE, ours and the reference."""
+    repo = write_repo(tmp_path_factory.mktemp("vae"), vae=tiny_repos.make_vae(seed=8, **tiny_repos.RESIDUAL_VAE))
+    return ours(repo, "vae"), theirs(repo, "vae")
+
+
+@pytest.mark.parametrize("frames", [1, 5, 9, 21])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
+def test_residual(residual: Models, frames: int, chunk: int) -> None:
+    video, latents = clip(frames, 1, 32, 48), noise(1, 48, (frames - 1) // 4 + 1, 2, 3)
+    usual, residual[0].chunk = residual[0].chunk, chunk
+    try:
+        assert error(residual[0].encode(video), encoded(residual[1], video)) < BOUND
+        assert error(residual[0].decode(latents), decoded(residual[1], latents)) < BOUND
+        assert error(residual[0].first_frame(latents), decoded(residual[1], latents)[:, :, 0]) < BOUND
+    finally:
+        residual[0].chunk = usual
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_res_blocks": 1, "decoder_base_dim": None},
+        {"patch_size": None, "in_channels": 3, "out_channels": 3, "scale_factor_spatial": 8},
+        {"temperal_downsample": [True, False, True]},
+        {"is_residual": False, "decoder_base_dim": None},
+    ],
+)
+def test_residual_architectures(tmp_path: Path, fields: dict[str, Any]) -> None:
+    repo = write_repo(tmp_path, vae=tiny_repos.make_vae(seed=9, **{**tiny_repos.RESIDUAL_VAE, **fields}))
+    mine, reference = ours(repo, "vae"), theirs(repo, "vae")
+    video = clip(9, 2, 32, 16)
+    latents = encoded(reference, video)
+    assert error(mine.encode(video), latents) < BOUND
+    assert error(mine.decode(latents), decoded(reference, latents)) < BOUND
+
+
+def test_residual_sizes(residual: Models) -> None:
+    with pytest.raises(ValueError, match="video of 24x32: height and width must be multiples of 16"):
+        residual[0].encode(clip(5, 1, 24, 32))

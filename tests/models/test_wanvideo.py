@@ -192,3 +192,22 @@ def test_an_image_belongs_to_a_model_that_takes_one(models: Models, image_models
         models[0](latents, timestep, text=text, image=torch.zeros(2, 5, 24))
     with pytest.raises(ValueError, match="image: must be given to a model with image_dim"):
         image_models["one"][0](request(channels=36)[0], timestep, text=text)
+
+
+@pytest.mark.parametrize(("batch", "size"), [(1, (1, 2, 2)), (2, (3, 6, 8)), (1, (5, 2, 14))])
+def test_a_timestep_for_each_frame(models: Models, batch: int, size: tuple[int, int, int]) -> None:
+    latents, _, text = request(batch, size)
+    timestep = torch.rand(batch, size[0], generator=torch.Generator().manual_seed(4)) * 1000
+    timestep[:, 0] = 0
+    tokens = timestep.repeat_interleave(size[1] * size[2] // 4, dim=1)
+    expected = reference(models[1], latents, tokens, text)
+    assert error(models[0](latents, timestep, text=text), expected) < BOUND
+    same = torch.full((batch,), 321.0)
+    made = models[0](latents, same[:, None].expand(-1, size[0]), text=text)
+    assert error(made, models[0](latents, same, text=text)) < BOUND
+
+
+def test_a_timestep_for_frames_that_are_not_there(models: Models) -> None:
+    latents, _, text = request(1)
+    with pytest.raises(ValueError, match="timestep of 2 frames: must be of the 3 of the tokens"):
+        models[0](latents, torch.zeros(1, 2), text=text)

@@ -54,6 +54,27 @@ class WanFLF2VConfig(WanT2VConfig):
     flow_shift: float | None = 16.0
 
 
+@dataclass(kw_only=True)
+class Wan22T2VConfig(WanT2VConfig):
+    """Wan2.2-T2V-A14B."""
+
+    flow_shift: float | None = 12.0
+
+
+@dataclass(kw_only=True)
+class Wan22I2VConfig(WanT2VConfig):
+    """Wan2.2-I2V-A14B."""
+
+    flow_shift: float | None = 5.0
+
+
+@dataclass(kw_only=True)
+class WanTI2VConfig(WanT2VConfig):
+    """Wan2.2-TI2V-5B."""
+
+    flow_shift: float | None = 5.0
+
+
 def _transformer(name: str, folder: str = "") -> OfficialComponent:
     prefix = f"{folder}/" if folder else ""
     return OfficialComponent(
@@ -114,3 +135,34 @@ OFFICIAL_FLF2V_LAYOUT = OfficialLayout(
     components=(_transformer("transformer"), *_IMAGE_ENCODER, *_around(16.0)),
 )
 """A flat folder of Wan 2.1 first-and-last-frame."""
+
+_EXPERTS = (_transformer("transformer", "high_noise_model"), _transformer("transformer_2", "low_noise_model"))
+
+OFFICIAL_22_T2V_LAYOUT = OfficialLayout(
+    config_class="WanModel",
+    config_file="high_noise_model/config.json",
+    pipeline_class="WanPipeline",
+    signature=(("model_type", "t2v"),),
+    components=(*_EXPERTS, *_around(12.0)),
+    options=(("boundary_ratio", 0.875),),
+)
+"""A folder of Wan 2.2 text-to-video with two transformers."""
+
+OFFICIAL_22_I2V_LAYOUT = OfficialLayout(
+    config_class="WanModel",
+    config_file="high_noise_model/config.json",
+    pipeline_class="WanImageToVideoPipeline",
+    signature=(("model_type", "i2v"),),
+    components=(*_EXPERTS, *_around(5.0)),
+    options=(("boundary_ratio", 0.9),),
+)
+"""A folder of Wan 2.2 image-to-video with two transformers."""
+
+OFFICIAL_TI2V_LAYOUT = OfficialLayout(
+    config_class="WanModel",
+    pipeline_class="WanPipeline",
+    signature=(("model_type", "ti2v"),),
+    components=(_transformer("transformer"), *_around(5.0, vae="Wan2.2_VAE.pth")),
+    options=(("expand_timesteps", True),),
+)
+"""A flat folder of Wan 2.2 text-and-image-to-video."""

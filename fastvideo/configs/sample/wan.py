@@ -68,6 +68,40 @@ class WanAnyI2VSampling(WanI2V480PSampling):
 
 
 @dataclass(kw_only=True)
+class Wan22T2VSampling(WanT2V720PSampling):
+    """Wan2.2-T2V-A14B."""
+
+    takes: ClassVar[tuple[str, ...]] = ("guidance_scale_2",)
+
+    num_inference_steps: int = 40
+    guidance_scale: float = 4.0
+    guidance_scale_2: float | None = 3.0
+
+
+@dataclass(kw_only=True)
+class Wan22I2VSampling(WanI2V720PSampling):
+    """Wan2.2-I2V-A14B."""
+
+    takes: ClassVar[tuple[str, ...]] = ("last_image", "guidance_scale_2")
+
+    guidance_scale: float = 3.5
+    guidance_scale_2: float | None = 3.5
+
+
+@dataclass(kw_only=True)
+class WanTI2VSampling(SamplingParam):
+    """Wan2.2-TI2V-5B."""
+
+    takes: ClassVar[tuple[str, ...]] = ("image",)
+
+    negative_prompt: str = WAN21_NEGATIVE_PROMPT
+    height: int = 704
+    width: int = 1280
+    num_frames: int = 121
+    fps: int = 24
+
+
+@dataclass(kw_only=True)
 class ShapesT2VSampling(SamplingParam):
     """The model in the package."""
 

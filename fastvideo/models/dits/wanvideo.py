@@ -30,9 +30,9 @@ class WanContext(BlockContext):
     along_sequence: ClassVar[Mapping[str, int]] = {"rotary": 0}
 
     modulation: torch.Tensor
-    """[B, 6, d] fp32, from the timestep."""
+    """[B, 6, d] fp32, from the timestep; [B, T, 6, d] where each latent frame has its own."""
     temb: torch.Tensor
-    """[B, d], the timestep embedding that the output layer uses."""
+    """[B, d] or [B, T, d], the timestep embedding that the output layer uses."""
     text: torch.Tensor
     """[B, S, d], the projected text."""
     text_bias: torch.Tensor | None
@@ -43,6 +43,26 @@ class WanContext(BlockContext):
     """[B, S, d], the projected states of the images, or None."""
     grid: tuple[int, int, int]
     """Tokens in time, height and width."""
+
+    def modulate(self, table: torch.Tensor, embedded: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The rows of a learned `table` [1, n, d], each plus what a timestep says, `embedded` [B, n or 1, d]: n tensors
+        [B, 1, d] fp32. In fp32, as in bf16 modulation and residual sums lose what the reference keeps."""
+        return (table.float() + embedded.float()).chunk(table.shape[1], dim=1)
+
+
+@dataclass(frozen=True)
+class WanFrameContext(WanContext):
+    """Where each latent frame has a timestep of its own."""
+
+    along_sequence: ClassVar[Mapping[str, int]] = {"rotary": 0, "frames": 0}
+
+    frames: torch.Tensor
+    """[L], the frame that each token is of."""
+
+    def modulate(self, table: torch.Tensor, embedded: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As above, of `embedded` [B, T, n or 1, d]: n tensors [B, L, d] fp32."""
+        rows = (table.float().unsqueeze(1) + embedded.float()).unbind(dim=2)
+        return tuple(row[:, self.frames] for row in rows)
 
 
 class WanSelfAttention(nn.Module):
@@ -135,8 +155,8 @@ class WanBlock(nn.Module):
         self.modulation = modulation_table(6, dim)
 
     def forward(self, x: torch.Tensor, context: WanContext) -> torch.Tensor:
-        # fp32: in bf16 the modulation and the residual sums lose what the reference keeps
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation.float() + context.modulation).chunk(6, 1)
+        parts = context.modulate(self.modulation, context.modulation)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = parts
         x = gated_sum(x, self.self_attn(modulated_norm(x, scale, shift, self.eps), context.rotary), gate)
         x = x + self.cross_attn(self.cross_norm(x).to(x.dtype), context.text, context.text_bias, context.image)
         return gated_sum(x, self.ffn(modulated_norm(x, ffn_scale, ffn_shift, self.eps)), ffn_gate)
@@ -195,7 +215,7 @@ class WanTransformer3DModel(BaseDiT[WanContext]):
 
         Args:
             latents: [B, C, T, H, W].
-            timestep: [B].
+            timestep: [B], or [B, T] where each latent frame has its own, with patches of one frame.
             text: [B, S, text_dim], the text encoder's output.
             text_padding: how many all-zero rows follow `text`. They take part in cross-attention, as in the
                 reference, but one key whose logit is raised by log(text_padding) stands for all of them: they are
@@ -223,11 +243,17 @@ class WanTransformer3DModel(BaseDiT[WanContext]):
             raise ValueError("image: must be given to a model with image_dim, and to no other")
         if image is not None and self.image_embedder is not None:
             image = self.image_embedder(image.to(tokens.dtype))
-        return tokens, WanContext(modulation, temb, text, text_bias, rotary, image, grid)
+        shared = (modulation, temb, text, text_bias, rotary, image, grid)
+        if timestep.ndim == 1:
+            return tokens, WanContext(*shared)
+        if timestep.shape[1] != grid[0]:
+            raise ValueError(f"timestep of {timestep.shape[1]} frames: must be of the {grid[0]} of the tokens")
+        frames = torch.arange(grid[0], device=tokens.device).repeat_interleave(grid[1] * grid[2])
+        return tokens, WanFrameContext(*shared, frames)
 
     def project(self, tokens: torch.Tensor, context: WanContext) -> torch.Tensor:
         """Patches of the velocity."""
-        shift, scale = (self.modulation_out.float() + context.temb.float().unsqueeze(1)).chunk(2, dim=1)
+        shift, scale = context.modulate(self.modulation_out, context.temb.unsqueeze(-2))
         return self.proj_out(modulated_norm(tokens, scale, shift, self.arch.eps))
 
     def unpatchify(self, patches: torch.Tensor, context: WanContext) -> torch.Tensor:

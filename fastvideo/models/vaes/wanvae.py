@@ -1,4 +1,5 @@
-"""Wan 2.1 video VAE: causal in time, 8x smaller in space and 4x in time (the first frame stands alone).
+"""Wan 2.1 and 2.2 video VAEs: causal in time, 8x and 16x smaller in space and 4x in time (the first frame stands
+alone).
 
 Sources: arXiv 2503.20314, section 4.1; the reference that results are compared with is
 `diffusers/models/autoencoders/autoencoder_kl_wan.py`. The reference runs one latent frame at a time and hands feature
@@ -122,11 +123,11 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the height and width at half the channels and, if `temporal`, twice the frames after the first."""
+    """Twice the height and width at `out_dim` channels and, if `temporal`, twice the frames after the first."""
 
-    def __init__(self, dim: int, temporal: bool) -> None:
+    def __init__(self, dim: int, out_dim: int, temporal: bool) -> None:
         super().__init__()
-        self.resample = nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest-exact"), FrameConv2d(dim, dim // 2, 3))
+        self.resample = nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest-exact"), FrameConv2d(dim, out_dim, 3))
         self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1)) if temporal else None
 
     def forward(self, x: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
@@ -151,6 +152,42 @@ class MidBlock(nn.Module):
         return self.resnets[1](self.attentions[0](self.resnets[0](x, past), past), past)
 
 
+def average_down(x: torch.Tensor, channels: int, time: int, space: int) -> torch.Tensor:
+    """`x` [B, C, T, H, W] with `time` * `space` * `space` neighbours moved into channels, and means of groups of those:
+    [B, channels, ceil(T / time), H / space, W / space]. A frame that stands alone comes behind zeros."""
+    x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % time, 0))
+    x = x.unflatten(4, (-1, space)).unflatten(3, (-1, space)).unflatten(2, (-1, time))
+    b, _, t, _, h, _, w, _ = x.shape
+    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, channels, -1, t, h, w).mean(dim=2)
+
+
+def repeat_up(x: torch.Tensor, channels: int, time: int, space: int) -> torch.Tensor:
+    """The way back of `average_down`, each channel repeated: `x` [B, C, T, H, W] as [B, channels, time * T, space * H,
+    space * W]."""
+    repeats = channels * time * space * space // x.shape[1]
+    x = x.repeat_interleave(repeats, dim=1).unflatten(1, (channels, time, space, space))
+    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+class ResidualDownBlock(nn.Module):
+    """One level of the Wan 2.2 encoder: residual blocks and a downsampling, beside a shortcut without parameters."""
+
+    def __init__(self, in_dim: int, out_dim: int, num_res_blocks: int, downsample: Downsample | None) -> None:
+        super().__init__()
+        dims = [in_dim, *(out_dim,) * num_res_blocks]
+        self.out_dim = out_dim
+        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        self.downsampler = downsample
+        self.space = 1 if downsample is None else 2
+        self.time = 1 if downsample is None or downsample.time_conv is None else 2
+
+    def forward(self, x: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
+        shortcut = average_down(x, self.out_dim, self.time, self.space)
+        for block in self.resnets:
+            x = block(x, past)
+        return shortcut + (x if self.downsampler is None else self.downsampler(x, past))
+
+
 class Encoder(nn.Module):
     """Video [B, 3, T, H, W] to the moments of the latents [B, 2 z, t, h, w]."""
 
@@ -159,10 +196,15 @@ class Encoder(nn.Module):
         dims = [arch.base_dim * mult for mult in (1, *arch.dim_mult)]
         self.conv_in = CausalConv3d(arch.in_channels, dims[0], 3)
         self.down_blocks = nn.ModuleList()
+        last = len(arch.dim_mult) - 1
         for level, (in_dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+            if arch.is_residual:
+                down = Downsample(out_dim, arch.temperal_downsample[level]) if level < last else None
+                self.down_blocks.append(ResidualDownBlock(in_dim, out_dim, arch.num_res_blocks, down))
+                continue
             for block in range(arch.num_res_blocks):
                 self.down_blocks.append(ResidualBlock(in_dim if block == 0 else out_dim, out_dim))
-            if level < len(arch.dim_mult) - 1:
+            if level < last:
                 self.down_blocks.append(Downsample(out_dim, arch.temperal_downsample[level]))
         self.mid_block = MidBlock(dims[-1])
         self.norm_out = ChannelNorm(dims[-1])
@@ -191,6 +233,29 @@ class UpBlock(nn.Module):
         return x
 
 
+class ResidualUpBlock(nn.Module):
+    """One level of the Wan 2.2 decoder: residual blocks and an upsampling, beside a shortcut without parameters."""
+
+    def __init__(self, in_dim: int, out_dim: int, num_res_blocks: int, upsample: Upsample | None) -> None:
+        super().__init__()
+        dims = [in_dim, *(out_dim,) * (num_res_blocks + 1)]
+        self.out_dim = out_dim
+        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        self.upsampler = upsample
+
+    def forward(self, x: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
+        given = x
+        for block in self.resnets:
+            x = block(x, past)
+        if self.upsampler is None:
+            return x
+        time_conv = self.upsampler.time_conv
+        shortcut = repeat_up(given, self.out_dim, 1 if time_conv is None else 2, 2)
+        if time_conv is not None and not past.started(time_conv):
+            shortcut = shortcut[:, :, 1:]  # the first frame is not doubled
+        return self.upsampler(x, past) + shortcut
+
+
 class Decoder(nn.Module):
     """Latents [B, z, t, h, w] to video [B, 3, T, H, W]."""
 
@@ -203,9 +268,14 @@ class Decoder(nn.Module):
         self.mid_block = MidBlock(dims[0])
         self.up_blocks = nn.ModuleList()
         for level, (in_dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+            upsamples = level < len(arch.dim_mult) - 1
+            if arch.is_residual:
+                up = Upsample(out_dim, out_dim, temporal[level]) if upsamples else None
+                self.up_blocks.append(ResidualUpBlock(in_dim, out_dim, arch.num_res_blocks, up))
+                continue
             # each upsampling halves the channels
-            upsample = Upsample(out_dim, temporal[level]) if level < len(arch.dim_mult) - 1 else None
-            self.up_blocks.append(UpBlock(in_dim // 2 if level else in_dim, out_dim, arch.num_res_blocks, upsample))
+            up = Upsample(out_dim, out_dim // 2, temporal[level]) if upsamples else None
+            self.up_blocks.append(UpBlock(in_dim // 2 if level else in_dim, out_dim, arch.num_res_blocks, up))
         self.norm_out = ChannelNorm(dims[-1])
         self.conv_out = CausalConv3d(dims[-1], arch.out_channels, 3)
 
@@ -216,8 +286,22 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)), past)
 
 
+def space_to_channels(x: torch.Tensor, patch: int) -> torch.Tensor:
+    """[B, C, T, H, W] as [B, C * patch * patch, T, H / patch, W / patch]; of a channel, columns count before rows."""
+    if patch == 1:
+        return x
+    return x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch)).permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
+
+
+def channels_to_space(x: torch.Tensor, patch: int) -> torch.Tensor:
+    """The inverse of `space_to_channels`."""
+    if patch == 1:
+        return x
+    return x.unflatten(1, (-1, patch, patch)).permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+
+
 class AutoencoderKLWan(BaseVAE):
-    """The Wan 2.1 VAE between video in [-1, 1] and latents of zero mean and unit variance."""
+    """The Wan VAE between video in [-1, 1] and latents of zero mean and unit variance."""
 
     def __init__(self, arch: WanVAEArchConfig) -> None:
         super().__init__()
@@ -228,10 +312,10 @@ class AutoencoderKLWan(BaseVAE):
         self.decoder = Decoder(arch)
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
-        """Latents [B, z, 1 + (T - 1) / 4, H / 8, W / 8] fp32, the mode of the posterior, of `video` [B, 3, T, H, W].
+        """Latents [B, z, 1 + (T - 1) / 4, H / s, W / s] fp32, the mode of the posterior, of `video` [B, 3, T, H, W].
 
         Raises:
-            ValueError: T is not 4k + 1, or H or W is no multiple of 8.
+            ValueError: T is not 4k + 1, or H or W is no multiple of s, 8 or 16.
         """
         time, space = self.arch.scale_factor_temporal, self.arch.scale_factor_spatial
         _, _, t, h, w = video.shape
@@ -247,10 +331,11 @@ class AutoencoderKLWan(BaseVAE):
 
     def moments(self, video: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
         """Mean and log variance [B, 2 z, t, h, w] of the posterior, not scaled, of the frames that follow `past`."""
-        return self.quant_conv(self.encoder(self._layout(video), past), past)
+        patches = space_to_channels(video, self.arch.patch_size or 1)
+        return self.quant_conv(self.encoder(self._layout(patches), past), past)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Video [B, 3, 4 (t - 1) + 1, 8 h, 8 w] in [-1, 1] of `latents` [B, z, t, h, w]."""
+        """Video [B, 3, 4 (t - 1) + 1, s h, s w] in [-1, 1] of `latents` [B, z, t, h, w]."""
         return torch.cat(list(self.stream(latents)), dim=2)
 
     def parts(self, latents: torch.Tensor) -> int:
@@ -263,11 +348,12 @@ class AutoencoderKLWan(BaseVAE):
         time, space = self.arch.scale_factor_temporal, self.arch.scale_factor_spatial
         b, _, _, h, w = latents.shape
         dtype = self.post_quant_conv.weight.dtype
-        nothing = latents.new_empty(b, self.arch.out_channels, 0, h * space, w * space, dtype=dtype)
+        colours = self.arch.out_channels // (self.arch.patch_size or 1) ** 2
+        nothing = latents.new_empty(b, colours, 0, h * space, w * space, dtype=dtype)
         yield from self.split.stream(self._clamped_frames, latents * std + mean, self.chunk, time, nothing)
 
     def first_frame(self, latents: torch.Tensor) -> torch.Tensor:
-        """The first frame [B, 3, 8 h, 8 w] of `decode`, on this rank alone; it depends on no later latents."""
+        """The first frame [B, 3, s h, s w] of `decode`, on this rank alone; it depends on no later latents."""
         mean, std = self._statistics(latents.device)
         return self._clamped_frames(latents[:, :, :1] * std + mean, Past())[:, :, 0]
 
@@ -276,7 +362,8 @@ class AutoencoderKLWan(BaseVAE):
 
     def frames(self, latents: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
         """Frames, not clamped, of unscaled `latents` that follow `past`."""
-        return self.decoder(self.post_quant_conv(self._layout(latents), past), past)
+        patches = self.decoder(self.post_quant_conv(self._layout(latents), past), past)
+        return channels_to_space(patches, self.arch.patch_size or 1)
 
     def _layout(self, x: torch.Tensor) -> torch.Tensor:
         # convolutions and the channel norm both run over contiguous channels
