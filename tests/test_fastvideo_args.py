@@ -71,7 +71,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("precision", "float16", "must be one of auto, fp32, bf16, fp16"),
     ("device", "tpu", "must be one of auto, cuda, cpu, mps"),
     ("pipeline_config", {"flow_shift": 3}, "must be a PipelineConfig"),
-    ("pipeline_config", PipelineConfig(vae_tiling=True), "vae_tiling=True"),
+    ("pipeline_config", PipelineConfig(vae_tile_size=128), "vae_tile_size=128: does nothing without vae_tiling"),
 ]
 
 

@@ -30,6 +30,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
         "--generator.pipeline_config.text_len",
         "--generator.pipeline_config.vae_precision",
         "--generator.pipeline_config.vae_sp",
+        "--generator.pipeline_config.vae_tile_size",
         "--generator.pipeline_config.vae_tiling",
         "--generator.precision",
         "--generator.revision",

@@ -14,6 +14,7 @@ from fastvideo.configs.models.vaes.wanvae import WanVAEArchConfig
 from fastvideo.distributed.groups import ONE_RANK, Group, Groups, traffic
 from fastvideo.distributed.vae_split import FrameSplit, Grid, Neighbours, Plan, rounds_of, split_grid, spread
 from fastvideo.models.vaes.base import OneRank
+from fastvideo.models.vaes.tiling import Tiling
 from fastvideo.models.vaes.wanvae import AutoencoderKLWan, CausalConv3d, FrameConv2d
 from fastvideo.pipelines.pipeline_batch_info import Control
 from fastvideo.pipelines.stages.decoding import DecodingStage
@@ -201,6 +202,44 @@ class TestTwo:
 
     def test_all_ranks_stop_at_a_frame_that_is_not_finite(self, two: Processes) -> None:
         assert two.run(run_stage, 5, torch.nan) == ["NaN or infinity in the decoded frames"] * 2
+
+
+    @pytest.mark.parametrize("frames", [1, 5])
+    def test_tiles(self, two: Processes, frames: int) -> None:
+        case = Case(frames, rows=7, chunk=2)
+        (first, count), (other, same) = two.run(tiled, case)
+        torch.testing.assert_close(first, tiled_alone(case), rtol=0, atol=BOUND)
+        assert (first - alone(case)).abs().max() > BOUND
+        assert other.shape[2] == 0
+        assert count == same
+
+
+def tiling_of(vae: AutoencoderKLWan) -> Tiling:
+    """Of 3 latents a side, one of them shared."""
+    return Tiling(3 * vae.arch.scale_factor_spatial, 2 * vae.arch.scale_factor_spatial)
+
+
+@torch.inference_mode()
+def tiled_alone(case: Case) -> torch.Tensor:
+    """The video that one rank makes of tiles."""
+    vae = make_vae(case.dtype, case.deep)
+    vae.split, vae.chunk, vae.tiling = OneRank(), case.chunk, tiling_of(vae)
+    video = vae.decode(latents_of(case))
+    vae.tiling = None
+    return video
+
+
+@torch.inference_mode()
+def tiled(case: Case) -> tuple[torch.Tensor, int]:
+    """The video on this rank, which shares each tile with the others, and the number of its parts."""
+    vae = make_vae(case.dtype, case.deep)
+    vae.chunk, vae.tiling = case.chunk, tiling_of(vae)
+    vae.split = FrameSplit(Group("world", dist.group.WORLD))
+    latents = latents_of(case)
+    parts = list(vae.stream(latents))
+    assert len(parts) == vae.parts(latents)
+    vae.tiling = None
+    return torch.cat(parts, 2), len(parts)
 
 
 @torch.inference_mode()

@@ -87,7 +87,7 @@ class TestUsage:
             (("--model", "Wan-AI/Wan2.1-T2V-1.3B-Difusers"), "did you mean 'Wan-AI/Wan2.1-T2V-1.3B-Diffusers'?"),
             (("--generator.tp_size", "2"), "tp_size=2: must divide num_gpus=1; set num_gpus=2 or a multiple"),
             (("--generator.precision", "fp3"), "precision='fp3': must be one of auto, fp32, bf16, fp16"),
-            (("--generator.pipeline_config.vae_tiling", "true"), "vae_tiling=True: is not available in this version"),
+            (("--generator.pipeline_config.vae_tile_size", "64"), "vae_tile_size=64: does nothing without vae_tiling"),
             (("-o", "clip.avi"), "clip.avi: .avi cannot be written; use one of .mp4, .gif, .webp"),
             (("-o", "a.png"), "a.png: one PNG holds one frame"),
         ],

@@ -26,7 +26,9 @@ class PipelineConfig(Assignable):
     flow_shift: float | None = None
     """Shift of the noise schedule towards noise; None is what the repo's own scheduler says."""
     vae_tiling: bool = False
-    """Decode in tiles. Not available yet."""
+    """Decode and encode in tiles that overlap and are blended: less memory, and a video that differs a little."""
+    vae_tile_size: int = 256
+    """Pixels a side of a tile; the next one begins after three quarters of it."""
     vae_sp: bool | None = None
     """Decode on all devices; None is yes when there are several."""
     text_len: int = 512
@@ -93,5 +95,9 @@ class PipelineConfig(Assignable):
         require_bool("vae_tiling", self.vae_tiling)
         if self.vae_sp is not None:
             require_bool("vae_sp", self.vae_sp)
-        require(not self.vae_tiling, "vae_tiling", True, "is not available in this version",
-                "leave it False: decoding streams over time, so memory does not grow with the clip")  # fmt: skip
+        require_whole("vae_tile_size", self.vae_tile_size, 1)
+        default = type(self).vae_tile_size
+        require(self.vae_tiling or self.vae_tile_size == default, "vae_tile_size", self.vae_tile_size,
+                "does nothing without vae_tiling", f"set vae_tiling=True, or leave it {default}")  # fmt: skip
+        require(self.vae_tile_size % 4 == 0, "vae_tile_size", self.vae_tile_size,
+                "must be a multiple of 4: tiles begin every three quarters of it")  # fmt: skip

@@ -24,8 +24,10 @@ from fastvideo.models.loader.skeleton import skeleton
 from fastvideo.models.loader.spread import spread_decoder, spread_sequence, spread_weights
 from fastvideo.models.loader.weights import load_into, plan_loading
 from fastvideo.models.schedulers import build_scheduler, check_scheduler
+from fastvideo.models.vaes.base import BaseVAE
+from fastvideo.models.vaes.tiling import Tiling
 from fastvideo.platforms import Platform, current_platform
-from fastvideo.utils import nearest, resolve
+from fastvideo.utils import nearest, require, resolve
 
 logger = init_logger(__name__)
 
@@ -253,6 +255,9 @@ def load_components(
     for source in models:
         source.files.fetch(source.weight_names())
     blueprints = [blueprint(source) for source in models]
+    for plan in blueprints:
+        if isinstance(plan.model, BaseVAE) and pipeline_config.vae_tiling:
+            plan.model.tiling = tiling_of(plan.arch, pipeline_config)
     if groups.layout.world == 1:
         _warn_if_short_of_memory(blueprints, dtypes, platform)
     with tqdm(
@@ -310,6 +315,20 @@ def _prepare(
     if isinstance(model, BaseDiT) and args.enable_torch_compile:
         for block in model.blocks:
             block.compile(**(args.torch_compile_kwargs or {}))
+
+
+def tiling_of(arch: ArchConfig, pipeline_config: PipelineConfig) -> Tiling:
+    """The tiles of a VAE.
+
+    Raises:
+        ValueError: they do not begin and end at whole latents.
+    """
+    size = pipeline_config.vae_tile_size
+    assert arch.latent_scale is not None, "a VAE says what its latents stand for"
+    unit = 4 * arch.latent_scale[1]
+    fit = max(unit, round(size / unit) * unit)
+    require(size % unit == 0, "vae_tile_size", size, f"must be a multiple of {unit} for this VAE", f"try {fit}")
+    return Tiling(size, size * 3 // 4)
 
 
 def _give_tokenizer(model: TextEncoder, name: str, loaded: dict[str, object], pipeline_config: PipelineConfig) -> None:

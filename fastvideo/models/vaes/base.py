@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastvideo.models.vaes.tiling import Mosaic, Tiling
+
 
 class Neighbourhood(Protocol):
     """What a layer sees beyond the chunk of frames that goes through it: earlier frames, and rows on other ranks.
@@ -100,14 +102,61 @@ class OneRank:
             yield decode(part, past)
 
 
+class TiledSplit:
+    """One tile after the other, the whole clip of each, so that the memory of a tile is what is needed beside the
+    video, which comes together in host memory. `inner` says how a tile is decoded."""
+
+    def __init__(self, tiling: Tiling, inner: DecoderSplit) -> None:
+        """`tiling` is in units of latents."""
+        self.tiling = tiling
+        self.inner = inner
+
+    def parts(self, latents: torch.Tensor, chunk: int) -> int:
+        tiles = self.tiling.tiles(*latents.shape[3:])
+        if len(tiles) == 1:
+            return self.inner.parts(latents, chunk)
+        return sum(self.inner.parts(tile.of(latents), chunk) for tile in tiles) + -(-latents.shape[2] // chunk)
+
+    def stream(
+        self, decode: Decode, latents: torch.Tensor, chunk: int, rate: int, nothing: torch.Tensor
+    ) -> Iterator[torch.Tensor]:
+        """See `DecoderSplit`; each part of a tile counts as one without frames, and then comes the video."""
+        tiles, scale = self.tiling.tiles(*latents.shape[3:]), nothing.shape[3] // latents.shape[3]
+        if len(tiles) == 1:
+            yield from self.inner.stream(decode, latents, chunk, rate, nothing)
+            return
+        mosaic, rounds = None, -(-latents.shape[2] // chunk)
+        for tile in tiles:
+            place, first = tile.scaled(scale), 0
+            for part in self.inner.stream(decode, tile.of(latents), chunk, rate, place.of(nothing)):
+                if part.shape[2]:
+                    if mosaic is None:
+                        b, c, _, h, w = nothing.shape
+                        frames = nothing.new_empty(b, c, rate * (latents.shape[2] - 1) + 1, h, w, device="cpu")
+                        mosaic = Mosaic(frames, Tiling(scale * self.tiling.size, scale * self.tiling.stride))
+                    mosaic.put(part, place, first)
+                    first += part.shape[2]
+                yield nothing
+        if mosaic is None:  # another rank has the video
+            yield from (nothing for _ in range(rounds))
+            return
+        yield from (part.to(nothing.device) for part in mosaic.frames.tensor_split(rounds, dim=2))
+
+
 class BaseVAE(nn.Module):
     """A video autoencoder.
 
     `chunk` is how many latent frames go through at once: memory grows with it, not with the clip, and the result
-    does not depend on it. `split` spreads decoding over ranks; the loader sets it.
+    does not depend on it. `split` spreads decoding over ranks, and `tiling`, in pixels, cuts frames into tiles, which
+    are blended: the result depends on it. Both are the loader's to set.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.chunk = 4
         self.split: DecoderSplit = OneRank()
+        self.tiling: Tiling | None = None
+
+    def decoder_split(self, space: int) -> DecoderSplit:
+        """How a decoder is to go through latents that stand for `space` pixels a side."""
+        return self.split if self.tiling is None else TiledSplit(self.tiling.over(space), self.split)

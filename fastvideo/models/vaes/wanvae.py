@@ -16,6 +16,7 @@ from torch import nn
 from fastvideo.configs.models.vaes.wanvae import WanVAEArchConfig
 from fastvideo.layers.norm import rms_norm
 from fastvideo.models.vaes.base import BaseVAE, Neighbourhood, Past
+from fastvideo.models.vaes.tiling import Mosaic, Tiling
 
 
 class CausalConv3d(nn.Conv3d):
@@ -323,11 +324,29 @@ class AutoencoderKLWan(BaseVAE):
             raise ValueError(f"video of {t} frames: must be {time}k+1; try {(t - 1) // time * time + 1}")
         if h % space or w % space:
             raise ValueError(f"video of {h}x{w}: height and width must be multiples of {space}")
-        past = Past()
-        parts = [video[:, :, :1], *video[:, :, 1:].split(time * self.chunk, dim=2)]
-        moments = torch.cat([self.moments(part, past) for part in parts if part.shape[2]], dim=2)
+        moments = self._clip_moments(video) if self.tiling is None else self._tiled_moments(video, self.tiling)
         mean, std = self._statistics(moments.device)
         return (moments.chunk(2, dim=1)[0] - mean) / std
+
+    def _clip_moments(self, video: torch.Tensor) -> torch.Tensor:
+        """`moments` of a whole clip."""
+        past = Past()
+        parts = [video[:, :, :1], *video[:, :, 1:].split(self.arch.scale_factor_temporal * self.chunk, dim=2)]
+        return torch.cat([self.moments(part, past) for part in parts if part.shape[2]], dim=2)
+
+    def _tiled_moments(self, video: torch.Tensor, tiling: Tiling) -> torch.Tensor:
+        """`moments` of a whole clip, tile by tile."""
+        time, space = self.arch.scale_factor_temporal, self.arch.scale_factor_spatial
+        b, _, t, h, w = video.shape
+        small = tiling.over(space)
+        tiles = small.tiles(h // space, w // space)
+        if len(tiles) == 1:
+            return self._clip_moments(video)
+        shape = (b, 2 * self.arch.z_dim, 1 + (t - 1) // time, h // space, w // space)
+        mosaic = Mosaic(video.new_empty(shape, dtype=self.quant_conv.weight.dtype), small)
+        for tile in tiles:
+            mosaic.put(self._clip_moments(tile.scaled(space).of(video)), tile, 0)
+        return mosaic.frames
 
     def moments(self, video: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
         """Mean and log variance [B, 2 z, t, h, w] of the posterior, not scaled, of the frames that follow `past`."""
@@ -340,25 +359,24 @@ class AutoencoderKLWan(BaseVAE):
 
     def parts(self, latents: torch.Tensor) -> int:
         """How many parts `stream` gives."""
-        return self.split.parts(latents, self.chunk)
+        return self.decoder_split(self.arch.scale_factor_spatial).parts(latents, self.chunk)
 
     def stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The frames of `decode`, a chunk at a time; where the work is split, on rank 0, and no frames on others."""
+        """The frames of `decode`, a chunk at a time; where the work is split, on rank 0, and no frames on others. Of a
+        tiled video the frames come last, and before them parts without any."""
         mean, std = self._statistics(latents.device)
         time, space = self.arch.scale_factor_temporal, self.arch.scale_factor_spatial
         b, _, _, h, w = latents.shape
         dtype = self.post_quant_conv.weight.dtype
         colours = self.arch.out_channels // (self.arch.patch_size or 1) ** 2
         nothing = latents.new_empty(b, colours, 0, h * space, w * space, dtype=dtype)
-        yield from self.split.stream(self._clamped_frames, latents * std + mean, self.chunk, time, nothing)
+        for part in self.decoder_split(space).stream(self.frames, latents * std + mean, self.chunk, time, nothing):
+            yield part.clamp_(-1, 1)
 
     def first_frame(self, latents: torch.Tensor) -> torch.Tensor:
         """The first frame [B, 3, s h, s w] of `decode`, on this rank alone; it depends on no later latents."""
         mean, std = self._statistics(latents.device)
-        return self._clamped_frames(latents[:, :, :1] * std + mean, Past())[:, :, 0]
-
-    def _clamped_frames(self, latents: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
-        return self.frames(latents, past).clamp(-1, 1)
+        return self.frames(latents[:, :, :1] * std + mean, Past()).clamp_(-1, 1)[:, :, 0]
 
     def frames(self, latents: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
         """Frames, not clamped, of unscaled `latents` that follow `past`."""
