@@ -1,11 +1,14 @@
 """`FastVideoArgs`: how a generator runs. What is sampled is in `SamplingParam`, what is wired in `PipelineConfig`."""
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastvideo import envs
 from fastvideo.configs.base import Assignable, require_bool, require_number, require_whole
+from fastvideo.configs.combinations import HOST_OFFLOAD, check_combinations
 from fastvideo.configs.pipelines.base import PRECISIONS, PipelineConfig
 from fastvideo.utils import require, require_known
 
@@ -13,15 +16,8 @@ DEVICES = ("auto", "cuda", "cpu", "mps")
 DEGREES = ("tp_size", "sp_size", "ulysses_size", "ring_size", "cfg_size")
 """Ways to share the work among devices."""
 
-_OFFLOAD = "is not available in this version; leave it False, or choose a smaller model or precision='bf16'"
-_WITHOUT_FSDP = "is available with several devices whose weights are sharded"
-_SHARDED_OFFLOAD = ("dit_cpu_offload", "text_encoder_cpu_offload")
-_REFUSED_WHEN_TRUE = {
-    "dit_layerwise_offload": _OFFLOAD,
-    "image_encoder_cpu_offload": _OFFLOAD,
-    "vae_cpu_offload": _OFFLOAD,
-    "pin_cpu_memory": "serves offloading, which is not available in this version; leave it False",
-}
+HOMES = ("device", "host", "disk")
+"""Where the weights of a component may be while no stage uses it."""
 
 
 @dataclass(kw_only=True)
@@ -64,12 +60,20 @@ class FastVideoArgs(Assignable):
     use_fsdp_inference: bool = False
     """Shard the weights over the devices that would hold equal ones, and gather a block at a time."""
     dit_cpu_offload: bool = False
-    """With use_fsdp_inference: keep the transformer's shards in host memory."""
+    """Keep the transformer in host memory while no stage uses it; with use_fsdp_inference, its shards."""
     dit_layerwise_offload: bool = False
+    """Bring the transformer's layers to the device one by one, the next while one computes."""
     text_encoder_cpu_offload: bool = False
+    """Keep the text encoder in host memory, and bring its layers one by one; with use_fsdp_inference, its shards."""
     image_encoder_cpu_offload: bool = False
+    """Keep the image encoder in host memory while no stage uses it."""
     vae_cpu_offload: bool = False
+    """Keep the VAE in host memory while no stage uses it."""
     pin_cpu_memory: bool = False
+    """Keep what is offloaded to host memory in pages that the device reads by itself."""
+    disk_offload: bool | tuple[str, ...] = False
+    """Leave weights in their files, and read them each time they are needed: of all components that are not kept in
+    host memory, or of those named."""
     VSA_sparsity: float = 0.0
     """Share of the key blocks that video sparse attention leaves out."""
     lora_path: str | None = None
@@ -99,10 +103,8 @@ class FastVideoArgs(Assignable):
         require(self.precision in choices, "precision", self.precision, f"must be one of {', '.join(choices)}")
         require(self.device in DEVICES, "device", self.device, f"must be one of {', '.join(DEVICES)}")
         require_whole("num_gpus", self.num_gpus, 1)
-        for name, reason in _REFUSED_WHEN_TRUE.items():
-            require_bool(name, getattr(self, name))
-            require(not getattr(self, name), name, True, reason)
         self._check_parallel()
+        self._check_offload()
         self._check_compile()
         require_number("VSA_sparsity", self.VSA_sparsity, 0, 1)
         require(self.VSA_sparsity == 0, "VSA_sparsity", self.VSA_sparsity,
@@ -116,6 +118,16 @@ class FastVideoArgs(Assignable):
             rule = "must be a PipelineConfig, such as PipelineConfig.from_pretrained(model) gives"
             require(isinstance(config, PipelineConfig), "pipeline_config", config, rule)
             config.check()
+        self.check_combinations(None if self.device == "auto" else self.device)
+
+    def check_combinations(self, device_type: str | None) -> None:
+        """Check that all options go together, on a device where it is known.
+
+        Raises:
+            ValueError: two that do not, why, and what to do.
+        """
+        config = {} if self.pipeline_config is None else self.pipeline_config.to_dict()
+        check_combinations({**self.to_dict(), **config, "device_type": device_type})
 
     def resolved_pipeline_config(self, default: PipelineConfig | None = None) -> PipelineConfig:
         """The pipeline config to use, checked: the one given, or `default`, or the model's own; then `precision`."""
@@ -125,11 +137,38 @@ class FastVideoArgs(Assignable):
         config.check()
         return config
 
-    def offloads(self, component: str) -> bool:
-        """Whether the weights of `component`, a name in `model_index.json`, stay in host memory."""
-        if component.startswith("transformer"):
-            return self.dit_cpu_offload
-        return self.text_encoder_cpu_offload and component.startswith("text_encoder")
+    def home(self, component: str) -> str:
+        """Where the weights of `component`, a name in `model_index.json`, are while no stage uses it: in `HOMES`."""
+        kinds = ("transformer", "text_encoder", "image_encoder", "vae")
+        in_host = {kind: getattr(self, option) for kind, option in zip(kinds, HOST_OFFLOAD, strict=True)}
+        kind = re.sub(r"_\d+$", "", component)
+        if in_host.get(kind, False):
+            return "host"
+        disk = self.disk_offload
+        if disk if isinstance(disk, bool) else component in disk:
+            return "disk"
+        return "host" if kind == "transformer" and self.dit_layerwise_offload else "device"
+
+    def check_components(self, names: Collection[str]) -> None:
+        """Check the options that are about components of a model that it has `names` of, all with weights.
+
+        Raises:
+            ValueError: an option is about a component that the model lacks.
+        """
+        disk = self.disk_offload
+        if not isinstance(disk, bool):
+            require_known(disk, names, "component in disk_offload")
+        kinds = {re.sub(r"_\d+$", "", name) for name in names}
+        for option, kind in zip(HOST_OFFLOAD, ("transformer", "text_encoder", "image_encoder", "vae"), strict=True):
+            require(kind in kinds or not getattr(self, option), option, True, f"the model has no {kind}",
+                    "leave it False")  # fmt: skip
+
+    def by_layer(self, component: str) -> bool:
+        """Whether the weights of `component`, when they are not at home, are there a layer at a time."""
+        # a text encoder's layers run once for all prompts: one by one, they are read no more often than all at once
+        return component.startswith("text_encoder") or (
+            component.startswith("transformer") and self.dit_layerwise_offload
+        )
 
     def resolved_attention_backend(self) -> str:
         """The name asked for: the option, or FASTVIDEO_ATTENTION_BACKEND, or "auto"."""
@@ -153,16 +192,22 @@ class FastVideoArgs(Assignable):
         if self.dist_timeout is not None:
             require_number("dist_timeout", self.dist_timeout, 0)
             require(self.dist_timeout > 0, "dist_timeout", self.dist_timeout, "must be more than 0 seconds")
-        for name in ("use_fsdp_inference", *_SHARDED_OFFLOAD):
-            require_bool(name, getattr(self, name))
+        require_bool("use_fsdp_inference", self.use_fsdp_inference)
         if self.num_gpus == 1:
             nothing = "does nothing on one device"
             require(executor == "mp", "distributed_executor_backend", executor, nothing, "leave it 'mp'")
             require(self.dist_timeout is None, "dist_timeout", self.dist_timeout, nothing, "leave it None")
             require(not self.use_fsdp_inference, "use_fsdp_inference", True, nothing, "leave it False")
-        for name in _SHARDED_OFFLOAD:
-            require(self.use_fsdp_inference or not getattr(self, name), name, True, _WITHOUT_FSDP,
-                    "set use_fsdp_inference=True and num_gpus, or leave it False")  # fmt: skip
+
+    def _check_offload(self) -> None:
+        for name in (*HOST_OFFLOAD, "dit_layerwise_offload", "pin_cpu_memory"):
+            require_bool(name, getattr(self, name))
+        disk = self.disk_offload
+        named = isinstance(disk, list | tuple) and all(isinstance(name, str) for name in disk)
+        require(isinstance(disk, bool) or named, "disk_offload", disk, "must be True, False, or names of components")
+        host = any(getattr(self, name) for name in (*HOST_OFFLOAD, "dit_layerwise_offload"))
+        require(host or not self.pin_cpu_memory, "pin_cpu_memory", True, "does nothing without offloading to the host",
+                "set dit_cpu_offload=True or the like, or leave it False")  # fmt: skip
 
     def _check_compile(self) -> None:
         require_bool("enable_torch_compile", self.enable_torch_compile)

@@ -12,7 +12,7 @@ KEYWORDS_IN_USE = (
     "dit_layerwise_offload text_encoder_cpu_offload image_encoder_cpu_offload vae_cpu_offload pin_cpu_memory "
     "enable_torch_compile torch_compile_kwargs pipeline_config attention_backend VSA_sparsity lora_path lora_nickname "
     "dist_timeout precision device "
-    "ulysses_size ring_size cfg_size"
+    "ulysses_size ring_size cfg_size disk_offload"
 )
 
 
@@ -54,13 +54,11 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("distributed_executor_backend", "threads", "must be 'mp' or 'ray'"),
     ("dist_timeout", 600, "leave it None"),
     ("use_fsdp_inference", True, "leave it False"),
-    ("dit_cpu_offload", True, "leave it False"),
-    ("dit_layerwise_offload", True, "leave it False"),
-    ("text_encoder_cpu_offload", True, "leave it False"),
-    ("image_encoder_cpu_offload", True, "leave it False"),
-    ("vae_cpu_offload", True, "leave it False"),
+    ("dit_layerwise_offload", 1, "must be True or False"),
     ("vae_cpu_offload", None, "must be True or False"),
-    ("pin_cpu_memory", True, "leave it False"),
+    ("pin_cpu_memory", True, "does nothing without offloading to the host; set dit_cpu_offload=True or the like"),
+    ("disk_offload", "vae", "must be True, False, or names of components"),
+    ("disk_offload", ("vae", 2), "must be True, False, or names of components"),
     ("VSA_sparsity", 0.5, "leave it 0"),
     ("VSA_sparsity", 2, "from 0 to 1"),
     ("lora_path", "lora.safetensors", "merge it"),
@@ -89,7 +87,7 @@ def test_several_devices() -> None:
         ({"num_gpus": 4, "tp_size": 2, "sp_size": 4}, "num_gpus=4: must be a multiple of tp_size * sp_size * cfg"),
         ({"num_gpus": 4, "cfg_size": 4}, "cfg_size=4: must be 1 or 2: guidance has two predictions"),
         ({"num_gpus": 2, "dist_timeout": 0}, "dist_timeout=0: must be more than 0 seconds"),
-        ({"num_gpus": 2, "dit_cpu_offload": True}, "dit_cpu_offload=True: is available with several devices whose"),
+        ({"num_gpus": 2, "dit_cpu_offload": True}, "dit_cpu_offload=True: does not go with num_gpus=2: several dev"),
     ],
 )  # fmt: skip
 def test_what_several_devices_cannot_do(options: dict[str, Any], message: str) -> None:

@@ -141,7 +141,10 @@ class ComposedPipelineBase(ABC):
         for stage in self.stages:
             batch.control.check()
             started = time.perf_counter()
-            batch = stage.forward(batch, self.args)
+            try:
+                batch = stage.forward(batch, self.args)
+            finally:
+                stage.release()
             batch.stage_times[stage.name] = time.perf_counter() - started
             logger.debug("%s: %.3f s", stage.name, batch.stage_times[stage.name])
         return batch

@@ -1,9 +1,12 @@
 """The host's processor."""
 
+import ctypes
 import os
 import platform
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from fastvideo.platforms.base import Platform
 
@@ -65,6 +68,24 @@ class CPUPlatform(Platform):
 def process_memory(field: str) -> int | None:
     """Bytes that a field of `/proc/self/status`, such as VmRSS, says of this process; None where there is none."""
     return _field(Path("/proc/self/status"), f"{field}:", 1024)
+
+
+def return_freed_memory() -> None:
+    """Give memory that was freed back to the system; the C library may keep some of it for later."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    """The C library's function, where it is glibc's; None elsewhere."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except AttributeError:  # another C library
+        return None
 
 
 def _field(path: Path, field: str, unit: int = 1) -> int | None:

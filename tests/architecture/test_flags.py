@@ -12,6 +12,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
         "--generator.attention_backend",
         "--generator.cfg_size",
         "--generator.device",
+        "--generator.disk_offload",
         "--generator.dist_timeout",
         "--generator.distributed_executor_backend",
         "--generator.dit_cpu_offload",

@@ -203,7 +203,6 @@ class TestTwo:
     def test_all_ranks_stop_at_a_frame_that_is_not_finite(self, two: Processes) -> None:
         assert two.run(run_stage, 5, torch.nan) == ["NaN or infinity in the decoded frames"] * 2
 
-
     @pytest.mark.parametrize("frames", [1, 5])
     def test_tiles(self, two: Processes, frames: int) -> None:
         case = Case(frames, rows=7, chunk=2)

@@ -100,12 +100,12 @@ def test_the_numbers_of_a_repo(wan_repo: Path) -> None:
     [
         ({}, True, "vae_sp=True: does nothing on one device"),
         ({"num_gpus": 2, "use_fsdp_inference": True, "dit_cpu_offload": True}, None,
-         "dit_cpu_offload=True: the weights are in host memory already"),
+         "dit_cpu_offload=True: does not go with device_type='cpu': the weights of a CPU"),
     ],
 )  # fmt: skip
 def test_what_does_nothing_is_refused(wan_repo: Path, options: dict[str, Any], vae_sp: bool | None, words: str) -> None:
-    args = FastVideoArgs.from_kwargs(str(wan_repo), device="cpu", **options)
-    config = args.resolved_pipeline_config()
-    config.vae_sp = vae_sp
     with pytest.raises(ValueError, match=words):
+        args = FastVideoArgs.from_kwargs(str(wan_repo), device="cpu", **options)
+        config = args.resolved_pipeline_config()
+        config.vae_sp = vae_sp
         choose_layout(resolve_repo(wan_repo), args, config)

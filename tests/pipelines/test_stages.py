@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastvideo.configs.sample import SamplingParam
+from fastvideo.layers.residence import OnDevice
 from fastvideo.models.encoders.base import TextEmbeddings
 from fastvideo.pipelines.pipeline_batch_info import Cancelled, Control, Progress
 from fastvideo.pipelines.stages.decoding import DecodingStage
@@ -120,6 +121,8 @@ class TestGuidance:
 class Model:
     """Predicts the mean of the text, and remembers its calls."""
 
+    residence = OnDevice()
+
     def __init__(self, factor: float = 1.0) -> None:
         self.factor = factor
         self.timesteps: list[int] = []
@@ -198,6 +201,7 @@ class ChunkDecoder:
     """Four frames a latent frame, of its first channel; two latent frames at a time."""
 
     chunk = 2
+    residence = OnDevice()
 
     def __init__(self) -> None:
         self.decoded = 0

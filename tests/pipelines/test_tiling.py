@@ -30,3 +30,8 @@ def test_tiles_change_the_video_a_little_and_large_ones_do_not(wan_repo: Path) -
 def test_tiles_must_be_whole_latents(wan_repo: Path) -> None:
     with pytest.raises(ValueError, match="vae_tile_size=40: must be a multiple of 32 for this VAE; try 32"):
         samples(wan_repo, PipelineConfig(vae_tiling=True, vae_tile_size=40))
+
+
+def test_a_vae_of_patches_has_no_tiles_yet(ti2v_repo: Path) -> None:
+    with pytest.raises(ValueError, match="vae_tiling=True: is not there for a VAE of patches"):
+        VideoGenerator.from_pretrained(ti2v_repo, device="cpu", pipeline_config=PipelineConfig(vae_tiling=True))

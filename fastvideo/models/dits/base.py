@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
+from fastvideo.layers.residence import OnDevice, Residence
+
 
 @dataclass(frozen=True)
 class BlockContext:
@@ -50,6 +52,8 @@ class BaseDiT(nn.Module, ABC, Generic[Context]):
     for all."""
 
     blocks: nn.ModuleList
+    residence: Residence = OnDevice()
+    """Where the weights are while nobody uses the model; set by the loader."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastvideo.layers.residence import OnDevice, Residence
 from fastvideo.models.encoders.image_processor import ImageProcessor
 
 
@@ -28,6 +29,8 @@ class TextEncoder(nn.Module, ABC):
     """A text encoder that owns its tokenizer, template and padding."""
 
     blocks: nn.ModuleList
+    residence: Residence = OnDevice()
+    """Where the weights are while nobody uses the model; set by the loader."""
     tokenizer: Any
     """Set by the loader."""
     text_len: int
@@ -41,6 +44,8 @@ class TextEncoder(nn.Module, ABC):
 class ImageEncoder(nn.Module, ABC):
     """An image encoder that owns how its images are scaled and normalised."""
 
+    residence: Residence = OnDevice()
+    """Where the weights are while nobody uses the model; set by the loader."""
     processor: ImageProcessor
     """Set by the loader."""
 

@@ -99,17 +99,19 @@ def stream_tensors(paths: Iterable[Path], wanted: Collection[str]) -> Iterator[t
         ValueError: a file is missing, truncated or no weight file.
     """
     for path in paths:
-        header = read_header(path)
-        taken = 0
-        get = _getter(path)
-        for name, info in header.items():
-            if name not in wanted:
-                continue
-            if taken + info.nbytes > REMAP_BYTES:
-                taken = 0
-                get = _getter(path)
-            taken += info.nbytes
-            yield name, get(name)
+        yield from stream_file(path, {name: info for name, info in read_header(path).items() if name in wanted})
+
+
+def stream_file(path: Path, wanted: Mapping[str, TensorInfo]) -> Iterator[tuple[str, torch.Tensor]]:
+    """As `stream_tensors`, of one file whose header is known."""
+    taken = 0
+    get = _getter(path)
+    for name, info in wanted.items():
+        if taken + info.nbytes > REMAP_BYTES:
+            taken = 0
+            get = _getter(path)
+        taken += info.nbytes
+        yield name, get(name)
 
 
 def _getter(path: Path) -> Any:

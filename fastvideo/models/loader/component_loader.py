@@ -19,10 +19,11 @@ from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.encoders.base import ImageEncoder, TextEncoder
 from fastvideo.models.encoders.image_processor import ImageProcessor
 from fastvideo.models.encoders.tokenizer import plain_tokenizer
+from fastvideo.models.loader.offload import DiskHome, host_home, offload
 from fastvideo.models.loader.repo import ComponentSource, Repo
 from fastvideo.models.loader.skeleton import skeleton
 from fastvideo.models.loader.spread import spread_decoder, spread_sequence, spread_weights
-from fastvideo.models.loader.weights import load_into, plan_loading
+from fastvideo.models.loader.weights import give_dtypes, load_into, plan_loading
 from fastvideo.models.schedulers import build_scheduler, check_scheduler
 from fastvideo.models.vaes.base import BaseVAE
 from fastvideo.models.vaes.tiling import Tiling
@@ -257,9 +258,10 @@ def load_components(
     blueprints = [blueprint(source) for source in models]
     for plan in blueprints:
         if isinstance(plan.model, BaseVAE) and pipeline_config.vae_tiling:
-            plan.model.tiling = tiling_of(plan.arch, pipeline_config)
+            plan.model.cut(tiling_of(plan.arch, pipeline_config))
     if groups.layout.world == 1:
-        _warn_if_short_of_memory(blueprints, dtypes, platform)
+        args.check_components(dtypes)
+        _warn_if_short_of_memory(blueprints, dtypes, args, platform)
     with tqdm(
         total=sum(plan.nbytes for plan in blueprints), unit="B", unit_scale=True, desc="Loading", leave=False,
         disable=None if progress else True,
@@ -267,10 +269,7 @@ def load_components(
         for plan in blueprints:
             name = plan.source.name
             bar.set_postfix_str(name, refresh=False)
-            model = load_component(
-                plan, dtype=dtypes[name], device=platform.device, report=bar.update, groups=groups,
-                offload=args.offloads(name),
-            )  # fmt: skip
+            model = _load(plan, dtypes[name], platform.device, args, groups, bar.update)
             _prepare(model, plan.arch, dtypes[name], args, platform, groups)
             if isinstance(model, TextEncoder):
                 _give_tokenizer(model, name, loaded, pipeline_config)
@@ -302,6 +301,31 @@ def _without_weights(source: ComponentSource, pipeline_config: PipelineConfig) -
         except ValueError as error:
             raise ValueError(f"component {source.name!r}, {source.config_name}: {error}") from None
     return build_scheduler(source.class_name, source.config, pipeline_config.flow_shift)
+
+
+def _load(
+    plan: Blueprint,
+    dtype: torch.dtype,
+    device: torch.device,
+    args: FastVideoArgs,
+    groups: Groups,
+    report: Callable[[int], object],
+) -> nn.Module:
+    """The model of `plan`, with its weights on the device or at home; those that stay on disk are not read now."""
+    name, model = plan.source.name, plan.model
+    home, by_layer = args.home(name), args.by_layer(name)
+    if args.use_fsdp_inference or home == "device":
+        in_host = home == "host"
+        return load_component(plan, dtype=dtype, device=device, report=report, groups=groups, offload=in_host)
+    if home == "host":
+        load_component(plan, dtype=dtype, report=report)
+        offload(model, host_home(model, args.pin_cpu_memory), device, by_layer=by_layer)
+        return model
+    give_dtypes(model, dtype, plan.arch.keep_fp32)
+    disk = DiskHome(model, plan.source.weight_files, plan.mapping, f"component {name!r}")
+    offload(model, disk, device, by_layer=by_layer)
+    report(plan.nbytes)
+    return model.eval().requires_grad_(False)
 
 
 def _prepare(
@@ -344,8 +368,11 @@ def _companion(name: str, kind: str, other_kind: str, loaded: dict[str, object])
     return loaded[other]
 
 
-def _warn_if_short_of_memory(blueprints: list[Blueprint], dtypes: dict[str, torch.dtype], platform: Platform) -> None:
-    needed = sum(plan.parameters * dtypes[plan.source.name].itemsize for plan in blueprints)
+def _warn_if_short_of_memory(
+    blueprints: list[Blueprint], dtypes: dict[str, torch.dtype], args: FastVideoArgs, platform: Platform
+) -> None:
+    there = [plan for plan in blueprints if args.home(plan.source.name) == "device"]
+    needed = sum(plan.parameters * dtypes[plan.source.name].itemsize for plan in there)
     free = platform.available_memory()
     if needed > free:
         logger.warning(

@@ -117,13 +117,11 @@ def choose_layout(repo: Repo, args: FastVideoArgs, pipeline_config: PipelineConf
         ValueError: as in `blueprints_of` and `layout_of`.
     """
     vae = pipeline_config.vae_sp
+    platform = current_platform(args.device)
+    args.check_combinations(platform.device_type)
     if args.num_gpus == 1:
         require(not vae, "vae_sp", vae, "does nothing on one device", "leave it None")
         return Layout()
-    platform = current_platform(args.device)
-    if platform.device_type == "cpu":
-        for name in ("dit_cpu_offload", "text_encoder_cpu_offload"):
-            require(not getattr(args, name), name, True, "the weights are in host memory already", "leave it False")
     numbers = numbers_of(blueprints_of(repo), repo.entry, pipeline_config, args.device)
     # the processes of one host share its memory
     memory = platform.total_memory() // (args.num_gpus if platform.device_type == "cpu" else 1)

@@ -12,7 +12,7 @@ from fastvideo.distributed.vae_split import FrameSplit, Grid, split_grid
 from fastvideo.layers.tensor_parallel import shard_layers
 from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.encoders.base import TextEncoder
-from fastvideo.models.loader.weights import dtype_of
+from fastvideo.models.loader.weights import give_dtypes
 from fastvideo.models.vaes.base import BaseVAE
 
 
@@ -40,10 +40,7 @@ def spread_weights(
         shard_layers(model, groups.tp)
     if groups.layout.fsdp:
         assert groups.replicas is not None
-        for name, parameter in list(model.named_parameters()):
-            owner_name, _, leaf = name.rpartition(".")
-            typed = torch.empty_like(parameter, dtype=dtype_of(name, dtype, arch.keep_fp32))
-            setattr(model.get_submodule(owner_name), leaf, nn.Parameter(typed, requires_grad=False))
+        give_dtypes(model, dtype, arch.keep_fp32)
         shard_weights(model, model.blocks, groups.replicas, offload=offload)
         model.to_empty(device="cpu" if offload else device)
 

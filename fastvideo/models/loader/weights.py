@@ -73,6 +73,16 @@ def dtype_of(parameter: str, dtype: torch.dtype, keep_fp32: Collection[str]) -> 
     return torch.float32 if any(part in parameter for part in keep_fp32) else dtype
 
 
+def give_dtypes(model: nn.Module, dtype: torch.dtype, keep_fp32: Collection[str]) -> None:
+    """Let `model`, on the meta device, have the dtypes of the weights that it will get; see `dtype_of`."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        owner, _, leaf = name.rpartition(".")
+        wanted = dtype_of(name, dtype, keep_fp32) if tensor.is_floating_point() else tensor.dtype
+        typed = torch.empty_like(tensor, dtype=wanted, requires_grad=False)
+        parameter = isinstance(tensor, nn.Parameter)
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(typed, requires_grad=False) if parameter else typed)
+
+
 def load_into(
     model: nn.Module,
     files: Iterable[Path],
@@ -111,7 +121,7 @@ def load_into(
         wanted = dtype_of(target.name, dtype or torch.float32, keep_fp32)
         with torch.no_grad():
             parameter = _allocated(model, target.name, wanted, torch.device(device))
-            _fill(parameter, tensor, target, _shard_of(model, target.name))
+            fill(parameter, tensor, target, _shard_of(model, target.name))
         if report is not None:
             report(tensor.nbytes)
 
@@ -178,7 +188,7 @@ def _shard_of(model: nn.Module, name: str) -> TensorShard | None:
     return owner.shards.get(leaf) if isinstance(owner, TensorParallel) else None
 
 
-def _fill(parameter: torch.Tensor, tensor: torch.Tensor, target: Target, shard: TensorShard | None) -> None:
+def fill(parameter: torch.Tensor, tensor: torch.Tensor, target: Target, shard: TensorShard | None) -> None:
     """Copy what of `tensor` belongs in this rank's part of `parameter`; the rest is not touched, so not read."""
     if tensor.ndim != parameter.ndim:  # they differ in ones at the beginning
         ones = max(0, parameter.ndim - len(_significant(tensor.shape)))

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastvideo.layers.residence import OnDevice, Residence
 from fastvideo.models.vaes.tiling import Mosaic, Tiling
 
 
@@ -151,11 +152,22 @@ class BaseVAE(nn.Module):
     are blended: the result depends on it. Both are the loader's to set.
     """
 
+    residence: Residence = OnDevice()
+    """Where the weights are while nobody uses the model; set by the loader."""
+
     def __init__(self) -> None:
         super().__init__()
         self.chunk = 4
         self.split: DecoderSplit = OneRank()
         self.tiling: Tiling | None = None
+
+    def cut(self, tiling: Tiling) -> None:
+        """Work in tiles from now on.
+
+        Raises:
+            ValueError: this model has no tiles that are those of its reference.
+        """
+        self.tiling = tiling
 
     def decoder_split(self, space: int) -> DecoderSplit:
         """How a decoder is to go through latents that stand for `space` pixels a side."""

@@ -17,6 +17,7 @@ from fastvideo.configs.models.vaes.wanvae import WanVAEArchConfig
 from fastvideo.layers.norm import rms_norm
 from fastvideo.models.vaes.base import BaseVAE, Neighbourhood, Past
 from fastvideo.models.vaes.tiling import Mosaic, Tiling
+from fastvideo.utils import require
 
 
 class CausalConv3d(nn.Conv3d):
@@ -327,6 +328,13 @@ class AutoencoderKLWan(BaseVAE):
         moments = self._clip_moments(video) if self.tiling is None else self._tiled_moments(video, self.tiling)
         mean, std = self._statistics(moments.device)
         return (moments.chunk(2, dim=1)[0] - mean) / std
+
+    def cut(self, tiling: Tiling) -> None:
+        """See `BaseVAE`."""
+        patch = self.arch.patch_size
+        require(patch is None, "vae_tiling", True, f"is not there for a VAE of patches (patch_size={patch})",
+                "leave it False")  # fmt: skip
+        super().cut(tiling)
 
     def _clip_moments(self, video: torch.Tensor) -> torch.Tensor:
         """`moments` of a whole clip."""

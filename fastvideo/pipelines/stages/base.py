@@ -3,13 +3,15 @@
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from fastvideo.distributed.groups import ONE_RANK, Groups
 from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.layers.residence import Resident
 from fastvideo.pipelines.pipeline_batch_info import REQUEST_FIELDS, ForwardBatch
 from fastvideo.utils import nearest
 
+Model = TypeVar("Model", bound=Resident)
 FIELDS = tuple(field.name for field in dataclasses.fields(ForwardBatch))
 
 
@@ -25,6 +27,8 @@ class PipelineStage(ABC):
     groups: Groups = ONE_RANK
     """The ranks that run the stage together; set by the pipeline."""
 
+    _in_use: Resident | None = None
+
     def check(self, batch: ForwardBatch) -> None:  # noqa: B027 - most stages refuse nothing
         """Refuse a request that this stage cannot run, from the request alone; computes and changes nothing.
 
@@ -33,6 +37,20 @@ class PipelineStage(ABC):
         Raises:
             ValueError: the field, its value, the rule, and what to do.
         """
+
+    def use(self, model: Model) -> Model:
+        """`model` with its weights on the device, until the stage ends or uses another one."""
+        if self._in_use is not model:
+            self.release()
+            self._in_use = model
+            model.residence.enter()
+        return model
+
+    def release(self) -> None:
+        """Let the model that is in use go; whoever runs the stage calls this in the end, however it ended."""
+        model, self._in_use = self._in_use, None
+        if model is not None:
+            model.residence.leave()
 
     @abstractmethod
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:

@@ -6,11 +6,12 @@ from typing import Protocol
 import torch
 
 from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.layers.residence import Resident
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch, written
 from fastvideo.pipelines.stages.base import PipelineStage
 
 
-class VideoDecoder(Protocol):
+class VideoDecoder(Resident, Protocol):
     """The part of a VAE that turns latents into video, some latent frames at a time."""
 
     def parts(self, latents: torch.Tensor) -> int:
@@ -41,8 +42,8 @@ class DecodingStage(PipelineStage):
             FloatingPointError: a frame is not finite.
         """
         latents = written(batch.latents, "latents")
-        frames = []
-        for part in batch.control.steps(self.name, self.vae.stream(latents), self.vae.parts(latents)):
+        frames, vae = [], self.use(self.vae)
+        for part in batch.control.steps(self.name, vae.stream(latents), vae.parts(latents)):
             wrong = (~torch.isfinite(part)).any().int().cpu()
             # only rank 0 has frames, and all have to stop
             if self.groups.control.all_reduce(wrong):

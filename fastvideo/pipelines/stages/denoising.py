@@ -136,7 +136,7 @@ class DenoisingStage(PipelineStage):
             return picture_of(self.preview(clean()))
 
         for step, t in batch.control.steps(self.name, enumerate(timesteps, start=1), total, draw):
-            model = self.pick(t)
+            model = self.use(self.pick(t))
             given, timestep = self.prepare(latents, t, batch)
             if negative is None:
                 prediction = model(given, timestep, **text)

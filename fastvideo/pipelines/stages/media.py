@@ -51,7 +51,7 @@ class ImageEncodingStage(PipelineStage):
 
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
         for images in batch.control.steps(self.name, [self.shown(batch)], total=1):
-            batch.image_embeds = self.encoder(images).flatten(0, 1).unsqueeze(0)
+            batch.image_embeds = self.use(self.encoder)(images).flatten(0, 1).unsqueeze(0)
         return batch
 
 

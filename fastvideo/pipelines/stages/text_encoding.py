@@ -20,7 +20,7 @@ class TextEncodingStage(PipelineStage):
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
         texts = list(dict.fromkeys([*batch.prompts, *(batch.negative_prompts if batch.guided else ())]))
         for group in batch.control.steps(self.name, [texts], total=1):
-            embeddings = self.encoder(group)
+            embeddings = self.use(self.encoder)(group)
         copies = batch.sampling.num_videos_per_prompt
         batch.prompt_embeds = select_rows(embeddings, [texts.index(p) for p in batch.prompts for _ in range(copies)])
         if batch.guided:

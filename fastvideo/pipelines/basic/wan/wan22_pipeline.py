@@ -70,7 +70,7 @@ class Wan22Pipeline(WanPipeline):
                 pick=experts.pick,
                 conditions=text_conditions,
                 guide=experts.guide,
-                preview=self.vae.first_frame,
+                preview=self.preview,
             ),
             DecodingStage(self.vae),
         )
@@ -110,7 +110,7 @@ class Wan22ImageToVideoPipeline(Wan22Pipeline):
                 guide=experts.guide,
                 prepare=beside_condition,
                 uses=("condition",),
-                preview=self.vae.first_frame,
+                preview=self.preview,
             ),
             DecodingStage(self.vae),
         )

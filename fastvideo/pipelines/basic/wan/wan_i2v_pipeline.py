@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fastvideo.configs.sample.wan import WanFLF2VSampling, WanI2V480PSampling
+from fastvideo.layers.residence import ready
 from fastvideo.models.dits.wanvideo import WanTransformer3DModel
 from fastvideo.models.encoders.clip import CLIPVisionModel
 from fastvideo.models.encoders.t5 import T5EncoderModel
@@ -46,7 +47,8 @@ def frame_condition(vae: AutoencoderKLWan, batch: ForwardBatch, device: torch.de
         if image is not None:
             clip[0, :, frame] = fit_image(image, sampling.height, sampling.width)
             mask[frame] = 1
-    latents = vae.encode(clip.to(device))
+    with ready(vae):
+        latents = vae.encode(clip.to(device))
     channels = torch.cat((mask[:1].expand(time), mask[1:])).view(-1, time).mT
     spread = channels[None, :, :, None, None].expand(1, -1, -1, *latents.shape[3:])
     return torch.cat((spread.to(latents), latents), dim=1)
@@ -86,7 +88,7 @@ class WanImageToVideoPipeline(WanPipeline):
                 prepare=beside_condition,
                 extras=image_states,
                 uses=("condition", "image_embeds"),
-                preview=self.vae.first_frame,
+                preview=self.preview,
             ),
             DecodingStage(self.vae),
         )

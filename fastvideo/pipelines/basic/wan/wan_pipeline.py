@@ -6,7 +6,10 @@ The reference that results are compared with is `diffusers/pipelines/wan/pipelin
 import math
 from typing import Any, ClassVar
 
+import torch
+
 from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.layers.residence import ready
 from fastvideo.models.dits.wanvideo import WanTransformer3DModel
 from fastvideo.models.encoders.base import TextEmbeddings
 from fastvideo.models.encoders.t5 import T5EncoderModel
@@ -53,10 +56,15 @@ class WanPipeline(ComposedPipelineBase):
                 scheduler,
                 pick=lambda timestep: self.transformer,
                 conditions=text_conditions,
-                preview=self.vae.first_frame,
+                preview=self.preview,
             ),
             DecodingStage(self.vae),
         )
+
+    def preview(self, latents: torch.Tensor) -> torch.Tensor:
+        """The first frame [B, 3, H, W] in [-1, 1] of `latents`."""
+        with ready(self.vae):
+            return self.vae.first_frame(latents)
 
     def check_sampling(self, sampling: SamplingParam) -> None:
         """Sizes must be whole patches of latents, frames 4k+1."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from fastvideo.configs.sample.wan import WanTI2VSampling
+from fastvideo.layers.residence import ready
 from fastvideo.models.dits.wanvideo import WanTransformer3DModel
 from fastvideo.models.encoders.t5 import T5EncoderModel
 from fastvideo.models.schedulers import Scheduler
@@ -69,7 +70,7 @@ class WanTI2VPipeline(WanPipeline):
                 prepare=known_first_frame,
                 finish=with_first_frame,
                 uses=("condition",),
-                preview=self.vae.first_frame,
+                preview=self.preview,
             ),
             DecodingStage(self.vae),
         )
@@ -79,4 +80,5 @@ class WanTI2VPipeline(WanPipeline):
         if batch.media.image is None:
             return None
         image = fit_image(batch.media.image, batch.sampling.height, batch.sampling.width)
-        return self.vae.encode(image[None, :, None].to(device))
+        with ready(self.vae):
+            return self.vae.encode(image[None, :, None].to(device))

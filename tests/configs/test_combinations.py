@@ -1,0 +1,57 @@
+"""Every row of the table of options that do not combine."""
+
+from typing import Any
+
+import pytest
+
+from fastvideo.configs.combinations import CONFLICTS, Conflict, check_combinations, is_on
+from fastvideo.fastvideo_args import FastVideoArgs
+
+VALUES: dict[str, Any] = {
+    "num_gpus": 2, "lora_path": "style.safetensors", "disk_offload": ("transformer",), "device_type": "cpu",
+}  # fmt: skip
+"""A value that switches the option on; True where there is none."""
+OFF: dict[str, Any] = {"num_gpus": 1, "lora_path": None, "disk_offload": False, "device_type": "cuda"}
+
+
+def value_of(conflict: Conflict, name: str) -> Any:
+    """A value with which `name` is one of the two."""
+    return conflict.values[0] if name == conflict.other and conflict.values else VALUES.get(name, True)
+
+
+@pytest.mark.parametrize("conflict", CONFLICTS, ids=lambda row: f"{row.option}-{row.other}")
+def test_a_row(conflict: Conflict) -> None:
+    both = {name: value_of(conflict, name) for name in (conflict.option, conflict.other)}
+    with pytest.raises(ValueError) as error:
+        check_combinations(both)
+    # another row may be about the same two
+    assert f"{conflict.option}={both[conflict.option]!r}: does not go with {conflict.other}=" in str(error.value)
+    assert conflict.reason in str(error.value)
+    assert conflict.fix in str(error.value)
+    assert "\n" not in str(error.value)
+    for name in both:
+        conflict.check({**both, name: OFF.get(name, False)})
+    if conflict.unless:
+        conflict.check({**both, conflict.unless: VALUES.get(conflict.unless, True)})
+
+
+def test_rows_name_options_that_there_are() -> None:
+    fields = {*FastVideoArgs.field_names(), "device_type", "vae_tiling"}
+    assert {name for row in CONFLICTS for name in (row.option, row.other, row.unless) if name} <= fields
+
+
+def test_what_is_on() -> None:
+    assert not is_on("num_gpus", 1)
+    assert is_on("num_gpus", 2)
+    assert not is_on("disk_offload", ())
+    assert not is_on("attention_backend", None)
+    check_combinations({})
+
+
+def test_the_engine_asks_the_table() -> None:
+    with pytest.raises(ValueError, match="dit_layerwise_offload=True: does not go with enable_torch_compile=True"):
+        FastVideoArgs.from_kwargs("m", dit_layerwise_offload=True, enable_torch_compile=True)
+    args = FastVideoArgs.from_kwargs("m", dit_layerwise_offload=True)
+    args.check_combinations("cuda")
+    with pytest.raises(ValueError, match="does not go with device_type='mps'"):
+        args.check_combinations("mps")
