@@ -116,6 +116,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
         "model",
     ),
     "verify": ("--help", "-h", "model"),
+    "keys": ("--data-dir", "--database", "--help", "--max-jobs", "--scopes", "-h", "action", "name"),
     "bench": (
         "--device",
         "--full",
@@ -132,6 +133,52 @@ FLAGS: dict[str, tuple[str, ...]] = {
         "cases",
     ),
 }
+FLAGS["serve"] = tuple(
+    sorted(
+        {
+            "--config",
+            "--default_request.negative_prompt",
+            "--help",
+            "-h",
+            *(flag for flag in FLAGS["generate"] if flag.startswith("--generator.")),
+            "--default_request.sampling.fps",
+            "--default_request.sampling.guidance_rescale",
+            "--default_request.sampling.guidance_scale",
+            "--default_request.sampling.guidance_scale_2",
+            "--default_request.sampling.height",
+            "--default_request.sampling.num_frames",
+            "--default_request.sampling.num_inference_steps",
+            "--default_request.sampling.seed",
+            "--default_request.sampling.width",
+            "--server.api_keys",
+            "--server.cors_origins",
+            "--server.data_dir",
+            "--server.database_url",
+            "--server.files_url",
+            "--server.host",
+            "--server.job_timeout",
+            "--server.keep_gb",
+            "--server.keep_hours",
+            "--server.log_prompts",
+            "--server.max_attempts",
+            "--server.max_jobs_per_key",
+            "--server.max_prompt_characters",
+            "--server.max_queue",
+            "--server.max_size_factor",
+            "--server.max_steps",
+            "--server.max_upload_mb",
+            "--server.port",
+            "--server.preview_every",
+            "--server.queue_timeout",
+            "--server.replica",
+            "--server.served_model_names",
+            "--server.webhook_secret",
+            "--server.webhook_url",
+            "--server.cors_origins+",
+            "--server.served_model_names+",
+        }
+    )
+)
 """By command; a name without a dash is a positional argument."""
 
 

@@ -164,7 +164,8 @@ def test_other_commands_are_there(page: str) -> None:
         elif words[0] == "pytest":
             assert all((ROOT / word).exists() for word in words if word.startswith("tests/")), words
         else:
-            assert words[0] in ("fastvideo", "pip", "source", "torchrun", "ray"), words
+            known = ("fastvideo", "pip", "source", "torchrun", "ray", "curl", "docker", "kubectl", "systemctl", "cp")
+            assert words[0] in known, words
 
 
 def check_script(script: Path, arguments: list[str]) -> None:
@@ -183,10 +184,11 @@ def test_stages_of_the_recipe() -> None:
 def test_yaml_blocks_are_configs(tmp_path: Path) -> None:
     found = [block.text for page in PAGES for block in blocks(page, "yaml")]
     assert found
-    for text in [*found, (ROOT / "examples/run.yaml").read_text()]:
+    for text in [*found, (ROOT / "examples/run.yaml").read_text(), (ROOT / "examples/serve.yaml").read_text()]:
         file = tmp_path / "run.yaml"
         file.write_text(text)
-        _, options = cli.parse(["generate", "--config", str(file)])
+        command = "serve" if {"server", "default_request"} & set(yaml.safe_load(text)) else "generate"
+        _, options = cli.parse([command, "--config", str(file)])
         if "model" in yaml.safe_load(text).get("generator", {}):
             FastVideoArgs.from_kwargs(options.generator.model)
 
@@ -213,6 +215,10 @@ def test_every_command_has_a_section() -> None:
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_flags_of_commands(command: str) -> None:
     documented = documented_flags(section("docs/cli.md", f"## fastvideo {command}"))
+    if command == "serve":  # its page says that it has these too
+        engine = documented_flags(section("docs/cli.md", "## fastvideo generate"))
+        documented |= {flag for flag in engine if flag.startswith("--generator.")}
+        documented |= {"--server.cors_origins+", "--server.served_model_names+"}
     assert documented == set(cli.flags(subparsers()[command]))
 
 
@@ -249,6 +255,24 @@ def test_fields_of_sampling_param() -> None:
 
 def test_fields_of_pipeline_config() -> None:
     assert documented_defaults("## PipelineConfig") == {k: repr(v) for k, v in PipelineConfig().to_dict().items()}
+
+
+def test_settings_of_the_server() -> None:
+    from fastvideo.entrypoints.serve.keys import SCOPES
+    from fastvideo.entrypoints.serve.settings import ServerSettings
+
+    table = first_column(section("docs/serving.md", "## Settings"))
+    assert {name: row[1].strip("`") for name, row in table.items()} == {
+        name: repr(value) for name, value in ServerSettings().to_dict().items()
+    }
+    assert set(first_column(section("docs/serving.md", "### Keys"))) == set(SCOPES)
+
+
+def test_fields_of_requests_to_the_server() -> None:
+    from fastvideo.entrypoints.serve.requests import VideoRequest
+
+    documented = first_column(section("docs/serving.md", "### The request"))
+    assert set(documented) == {*VideoRequest.model_fields, "input_reference"}
 
 
 def test_fields_of_results_and_progress() -> None:

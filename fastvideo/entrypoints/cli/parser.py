@@ -4,6 +4,7 @@ import argparse
 import re
 import textwrap
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -14,6 +15,8 @@ from fastvideo import __version__
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.bench.cases import CASES
+from fastvideo.entrypoints.cli.serve_flags import keys_flags, serve_flags
+from fastvideo.entrypoints.serve.flags import serve_keys
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.utils import nearest
 
@@ -40,6 +43,8 @@ COMMANDS = {
     "plan": Command("fastvideo.entrypoints.cli.plan:run", "show how a model would share its work among devices"),
     "verify": Command("fastvideo.entrypoints.cli.report:verify", "compare a model's output with the reference's"),
     "bench": Command("fastvideo.entrypoints.bench.run:run", "measure speed and memory beside the reference"),
+    "serve": Command("fastvideo.entrypoints.serve.run:run", "serve a model over HTTP, as OpenAI clients speak it"),
+    "keys": Command("fastvideo.entrypoints.serve.keys_command:run", "add, list and revoke API keys of a server"),
 }
 MEDIA_FLAGS: list[tuple[tuple[str, ...], type, str, str]] = [
     (("--image",), str, "IMAGE", "what the video starts with, a file or an http(s) URL, as those below"),
@@ -118,14 +123,20 @@ def type_name(hint: Any) -> str:
     )
 
 
-def config_keys() -> dict[str, Any]:
-    """The type of every key of a config file, by its dotted name."""
+def engine_keys() -> dict[str, Any]:
+    """The type of every key under `generator` in a config file, by its dotted name."""
     keys: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(FastVideoArgs).items():
         if name != "pipeline_config":
             keys[f"generator.{name}"] = hint
     for name, hint in typing.get_type_hints(PipelineConfig).items():
         keys[f"generator.pipeline_config.{name}"] = hint
+    return keys
+
+
+def config_keys() -> dict[str, Any]:
+    """The type of every key of a config file of `fastvideo generate`, by its dotted name."""
+    keys = engine_keys()
     keys["request.prompt"] = str | list[str]
     hints = typing.get_type_hints(SamplingParam)
     for name in SamplingParam.field_names():
@@ -134,13 +145,21 @@ def config_keys() -> dict[str, Any]:
     return keys
 
 
+CONFIGS: dict[str, Callable[[], dict[str, Any]]] = {
+    "generate": config_keys,
+    "serve": lambda: engine_keys() | serve_keys(),
+}
+"""The keys of a config file, by the command that takes one."""
+
+
 def build_parser() -> Parser:
     """The parser of the whole command line."""
     parser = Parser(prog="fastvideo", version=__version__, description="Text to video.")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
-    builders = {
+    builders: dict[str, Callable[[Parser], None]] = {
         "generate": generate_flags, "replay": replay_flags, "inspect": model_flags, "verify": model_flags,
-        "plan": plan_flags, "bench": bench_flags,
+        "plan": plan_flags, "bench": bench_flags, "keys": keys_flags,
+        "serve": lambda sub: serve_flags(sub, CONFIGS["serve"]()),
     }  # fmt: skip
     for name, command in COMMANDS.items():
         sub = Parser(description=f"{command.help[0].upper()}{command.help[1:]}.", print_config=None)
@@ -271,7 +290,8 @@ def config_first(argv: list[str]) -> list[str]:
     Raises:
         UsageError: a config file cannot be read, or has an unknown key.
     """
-    if argv[:1] != ["generate"]:
+    command = "".join(argv[:1])
+    if command not in CONFIGS:
         return argv
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", action="append", default=[])
@@ -280,11 +300,11 @@ def config_first(argv: list[str]) -> list[str]:
     except argparse.ArgumentError:
         return argv  # the real parser says what is wrong
     for path in found.config:
-        check_config(path)
-    return ["generate", *(f"--config={path}" for path in found.config), *rest]
+        check_config(path, command)
+    return [command, *(f"--config={path}" for path in found.config), *rest]
 
 
-def check_config(path: str) -> None:
+def check_config(path: str, command: str = "generate") -> None:
     """Check that a config file can be read and has known keys only.
 
     Raises:
@@ -298,13 +318,14 @@ def check_config(path: str) -> None:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"--config={path}: is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise UsageError(f"--config={path}: must hold the keys 'generator' and 'request'")
-    known = config_keys()
+        sections = dict.fromkeys(key.split(".")[0] for key in CONFIGS[command]())
+        raise UsageError(f"--config={path}: must hold the keys {' and '.join(map(repr, sections))}")
+    known = CONFIGS[command]()
     for key in dotted(content, known):
         if key not in known:
             close = nearest(key, known)
-            hint = f"did you mean {close!r}?" if close else "the keys are in fastvideo generate --help"
-            raise UsageError(f"{path}: {key!r}: unknown key; {hint}", "fastvideo generate --help")
+            hint = f"did you mean {close!r}?" if close else f"the keys are in fastvideo {command} --help"
+            raise UsageError(f"{path}: {key!r}: unknown key; {hint}", f"fastvideo {command} --help")
 
 
 def dotted(content: dict[Any, Any], known: dict[str, Any], prefix: str = "") -> list[str]:

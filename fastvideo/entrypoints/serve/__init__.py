@@ -1,0 +1,1 @@
+"""The server: an HTTP API over a durable queue, and one thread that owns the model."""

@@ -1,0 +1,312 @@
+"""The durable queue: every change of a job is a transaction of the database, so a server that dies loses nothing."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from fastvideo.entrypoints.serve.errors import ApiError
+from fastvideo.entrypoints.serve.records import (
+    CANCELLED,
+    COMPLETED,
+    ENDED,
+    FAILED,
+    OPEN,
+    QUEUED,
+    RUNNING,
+    Job,
+    deliveries,
+    idempotency,
+    jobs,
+    metadata,
+)  # fmt: skip
+
+BUSY_SECONDS = 30
+"""For another process that writes to the same SQLite file."""
+
+
+def open_engine(url: str) -> sa.Engine:
+    """The database of `url`, with its tables.
+
+    Raises:
+        ValueError: the URL names no database that can be opened; says why.
+    """
+    try:
+        parsed = sa.make_url(url)
+        sqlite = parsed.get_backend_name() == "sqlite"
+        if sqlite and parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if sqlite else {"pool_pre_ping": True}
+        engine = sa.create_engine(parsed, pool_size=20, max_overflow=30, **options)
+        if sqlite:
+            _prepare_sqlite(engine)
+        metadata.create_all(engine)
+    except (sa.exc.SQLAlchemyError, ImportError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"database_url: cannot be opened ({reason}); use sqlite:///file or postgresql://...") from None
+    return engine
+
+
+def _prepare_sqlite(engine: sa.Engine) -> None:
+    """A write-ahead log, so that readers do not wait; and writers that ask for the lock before they read."""
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: Any, record: object) -> None:
+        connection.isolation_level = None  # or the driver would begin by itself, too late
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        if connection.get_execution_options().get("writes"):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much may wait."""
+
+    queue: int
+    """Jobs of this replica that wait."""
+    per_owner: int
+    """Jobs of one owner that wait or run."""
+
+
+class Store:
+    """The jobs of one replica; reads see those of all replicas in the database."""
+
+    def __init__(self, engine: sa.Engine, replica: str, reports: bool = False) -> None:
+        """`reports`: whether the end of each job has to be reported by webhook."""
+        self.engine = engine
+        self.replica = replica
+        self._reports = reports
+        self._admitting = threading.Lock()
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction, committed at the end of the block."""
+        with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
+            yield connection
+
+    def _first(self, query: sa.Select[Any]) -> Job | None:
+        with self.engine.connect() as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else Job.of(row)
+
+    # ---- in ----
+
+    def admit(self, job: Job, limits: Limits, key: str | None = None, digest: str = "") -> tuple[Job, bool]:
+        """Add `job` to the queue, unless a request with the same idempotency `key` did before.
+
+        Returns:
+            The job that is there now, and whether it is new.
+
+        Raises:
+            ApiError: 429 when a limit is reached; 409 when `key` was used for a request with another `digest`.
+        """
+        with self._admitting, self.writing() as connection:
+            if key is not None:
+                used = (idempotency.c.owner == job.owner) & (idempotency.c.key == key)
+                found = connection.execute(sa.select(idempotency).where(used)).mappings().first()
+                if found is not None:
+                    return self._replayed(connection, dict(found), digest), False
+            self._check_limits(connection, job, limits)
+            connection.execute(jobs.insert(), job.row())
+            if key is not None:
+                values = {"owner": job.owner, "key": key, "digest": digest, "job": job.id, "created_at": job.created_at}
+                connection.execute(idempotency.insert(), values)
+        return job, True
+
+    def _replayed(self, connection: sa.Connection, found: Mapping[str, Any], digest: str) -> Job:
+        if found["digest"] != digest:
+            raise ApiError(409, "Idempotency-Key: was used for another request; use a new one",
+                           param="Idempotency-Key", code="idempotency_key_reused")  # fmt: skip
+        row = connection.execute(sa.select(jobs).where(jobs.c.id == found["job"])).mappings().first()
+        if row is None:
+            raise ApiError(409, "Idempotency-Key: its job was deleted; use a new one",
+                           param="Idempotency-Key", code="idempotency_key_reused")  # fmt: skip
+        return Job.of(row)
+
+    def _check_limits(self, connection: sa.Connection, job: Job, limits: Limits) -> None:
+        waiting = sa.select(sa.func.count()).where(jobs.c.replica == self.replica, jobs.c.state == QUEUED)
+        if connection.execute(waiting).scalar_one() >= limits.queue:
+            raise ApiError(429, f"the queue is full ({limits.queue} jobs wait); try again later", code="queue_full")
+        own = sa.select(sa.func.count()).where(jobs.c.owner == job.owner, jobs.c.state.in_(OPEN))
+        if connection.execute(own).scalar_one() >= limits.per_owner:
+            raise ApiError(429, f"{limits.per_owner} of your jobs wait or run, which is your limit; wait for one",
+                           code="quota_exceeded")  # fmt: skip
+
+    # ---- through ----
+
+    def recover(self, max_attempts: int) -> tuple[int, int]:
+        """Queue again what ran when the server died; what was started `max_attempts` times fails.
+
+        Returns:
+            How many are queued again, and how many failed.
+        """
+        error = json.dumps({"code": "server_died", "message": f"the server died {max_attempts} times while it ran"})
+        mine = (jobs.c.replica == self.replica) & (jobs.c.state == RUNNING)
+        with self.writing() as connection:
+            failed = connection.execute(
+                jobs.update().where(mine, jobs.c.attempts >= max_attempts)
+                .values(state=FAILED, error=error, ended_at=time.time())
+            )  # fmt: skip
+            again = connection.execute(jobs.update().where(mine).values(state=QUEUED, progress=0))
+        return again.rowcount, failed.rowcount
+
+    def claim(self) -> Job | None:
+        """Begin the job that is next: of the highest priority, the oldest. None when nothing waits."""
+        waiting = sa.select(jobs).where(jobs.c.replica == self.replica, jobs.c.state == QUEUED)
+        first = waiting.order_by(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id).limit(1)
+        with self.engine.connect() as connection:
+            if connection.execute(first).first() is None:
+                return None
+        with self.writing() as connection:
+            row = connection.execute(first).mappings().first()
+            if row is None:
+                return None
+            values = {"state": RUNNING, "started_at": time.time(), "attempts": row["attempts"] + 1, "progress": 0}
+            connection.execute(jobs.update().where(jobs.c.id == row["id"]).values(values))
+        return Job.of(dict(row) | values)
+
+    def put_back(self, job_id: str) -> None:
+        """Queue a job again that the server stopped because it stops itself; that is no attempt."""
+        values = {"state": QUEUED, "progress": 0, "attempts": jobs.c.attempts - 1}
+        self._change(job_id, (RUNNING,), values)
+
+    def set_progress(self, job_id: str, percent: int) -> None:
+        """Note how far a job is."""
+        self._change(job_id, (RUNNING,), {"progress": percent})
+
+    def complete(self, job_id: str, files: dict[str, dict[str, Any]], result: dict[str, Any]) -> bool:
+        """A job is done, and its `files` are there. Whether it was still running."""
+        nbytes = sum(int(file["bytes"]) for file in files.values())
+        values = {"state": COMPLETED, "files": json.dumps(files), "nbytes": nbytes, "result": json.dumps(result)}
+        return self._end(job_id, (RUNNING,), values | {"progress": 100})
+
+    def fail(self, job_id: str, code: str, message: str, states: Sequence[str] = OPEN) -> bool:
+        """A job that is in one of `states` ended without a result. Whether it was."""
+        return self._end(job_id, states, {"state": FAILED, "error": json.dumps({"code": code, "message": message})})
+
+    def cancel(self, job_id: str, state: str) -> bool:
+        """Cancel a job that is in `state`. Whether it was."""
+        error = json.dumps({"code": "cancelled", "message": "the job was cancelled"})
+        return self._end(job_id, (state,), {"state": CANCELLED, "error": error})
+
+    def _end(self, job_id: str, states: Sequence[str], values: dict[str, Any]) -> bool:
+        now = time.time()
+        there = (jobs.c.id == job_id) & jobs.c.state.in_(states)
+        with self.writing() as connection:
+            changed = connection.execute(jobs.update().where(there).values(values | {"ended_at": now})).rowcount == 1
+            if changed and self._reports:
+                # in the same transaction: no end is left unreported
+                connection.execute(deliveries.insert(), self._delivery(job_id, values["state"], now))
+        return changed
+
+    def _delivery(self, job_id: str, state: str, now: float) -> dict[str, Any]:
+        kind = "video.completed" if state == COMPLETED else "video.failed"
+        body = {"id": f"evt_{job_id}", "object": "event", "created_at": int(now), "type": kind, "data": {"id": job_id}}
+        return {"id": body["id"], "replica": self.replica, "body": json.dumps(body), "attempts": 0, "next_at": now}
+
+    def overdue(self, before: float) -> list[Job]:
+        """Jobs of this replica that wait since before that time."""
+        late = (jobs.c.replica == self.replica) & (jobs.c.state == QUEUED) & (jobs.c.created_at < before)
+        return self._all(sa.select(jobs).where(late))
+
+    def _change(self, job_id: str, states: Sequence[str], values: dict[str, Any]) -> bool:
+        with self.writing() as connection:
+            changed = connection.execute(
+                jobs.update().where(jobs.c.id == job_id, jobs.c.state.in_(states)).values(values)
+            )
+        return changed.rowcount == 1
+
+    # ---- out ----
+
+    def get(self, job_id: str) -> Job | None:
+        """The job of that id."""
+        return self._first(sa.select(jobs).where(jobs.c.id == job_id))
+
+    def page(
+        self, owner: str | None, *, after: str | None, limit: int, ascending: bool, kind: str = "video"
+    ) -> list[Job]:
+        """At most `limit` jobs of `owner` (None: of everybody), by time, those beyond the id `after`."""
+        query = sa.select(jobs).where(jobs.c.kind == kind)
+        if owner is not None:
+            query = query.where(jobs.c.owner == owner)
+        if after is not None:
+            query = query.where(jobs.c.id > after if ascending else jobs.c.id < after)
+        return self._all(query.order_by(jobs.c.id if ascending else jobs.c.id.desc()).limit(limit))
+
+    def _all(self, query: sa.Select[Any]) -> list[Job]:
+        with self.engine.connect() as connection:
+            return [Job.of(row) for row in connection.execute(query).mappings()]
+
+    def waiting(self) -> int:
+        """How many jobs of this replica wait."""
+        return self._count(QUEUED)
+
+    def _count(self, state: str) -> int:
+        query = sa.select(sa.func.count()).where(jobs.c.replica == self.replica, jobs.c.state == state)
+        with self.engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def position(self, job: Job) -> int:
+        """How many jobs will be begun before a job that waits."""
+        ahead = sa.or_(
+            jobs.c.priority > job.priority,
+            sa.and_(jobs.c.priority == job.priority, jobs.c.created_at < job.created_at),
+        )
+        query = sa.select(sa.func.count()).where(jobs.c.replica == job.replica, jobs.c.state == QUEUED, ahead)
+        with self.engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def ended_before(self, before: float) -> list[Job]:
+        """Jobs of this replica that ended before that time."""
+        old = (jobs.c.replica == self.replica) & jobs.c.state.in_(ENDED) & (jobs.c.ended_at < before)
+        return self._all(sa.select(jobs).where(old))
+
+    def beyond(self, nbytes: float) -> list[Job]:
+        """The oldest jobs of this replica without which the files of the others fit into `nbytes`."""
+        query = sa.select(jobs).where(jobs.c.replica == self.replica, jobs.c.nbytes > 0)
+        total, old = 0, []
+        for job in self._all(query.order_by(jobs.c.ended_at.desc())):
+            total += job.nbytes
+            if total > nbytes:
+                old.append(job)
+        return old
+
+    def delete(self, job_id: str) -> bool:
+        """Forget a job that ended. Whether it had."""
+        with self.writing() as connection:
+            gone = connection.execute(jobs.delete().where(jobs.c.id == job_id, jobs.c.state.in_(ENDED)))
+        return gone.rowcount == 1
+
+    def forget_keys(self, before: float) -> None:
+        """Forget idempotency keys that were used before that time."""
+        with self.writing() as connection:
+            connection.execute(idempotency.delete().where(idempotency.c.created_at < before))
+
+    # ---- webhooks ----
+
+    def due_deliveries(self) -> list[Mapping[str, Any]]:
+        """Webhook calls whose time has come."""
+        due = (deliveries.c.replica == self.replica) & (deliveries.c.next_at <= time.time())
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(sa.select(deliveries).where(due).limit(20)).mappings()]
+
+    def delivered(self, delivery_id: str) -> None:
+        """A webhook call was made, or is given up."""
+        with self.writing() as connection:
+            connection.execute(deliveries.delete().where(deliveries.c.id == delivery_id))
+
+    def retry_delivery(self, delivery_id: str, attempts: int, next_at: float) -> None:
+        """A webhook call failed, and is made again at `next_at`."""
+        with self.writing() as connection:
+            values = {"attempts": attempts, "next_at": next_at}
+            connection.execute(deliveries.update().where(deliveries.c.id == delivery_id).values(values))

@@ -1,0 +1,122 @@
+"""A generator that makes frames at once, and a server around it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+
+from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.entrypoints.media import write_video
+from fastvideo.entrypoints.result import GenerationResult
+from fastvideo.entrypoints.serve.app import create_app
+from fastvideo.entrypoints.serve.context import Server
+from fastvideo.entrypoints.serve.settings import ServerSettings
+from fastvideo.pipelines.pipeline_batch_info import CancelToken, Control, Progress
+
+SMALL = {"height": 32, "width": 32, "num_frames": 5, "fps": 8, "num_inference_steps": 4, "guidance_scale": 3.0}
+PATIENCE = 120.0
+"""Seconds; the machine may have other things to do."""
+
+
+class StandIn:
+    """What a server needs of a `VideoGenerator`. A prompt that holds "fail" fails; `hold` keeps jobs at their step."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.go.set()
+        self.made: list[str] = []
+        self.fields: list[dict[str, Any]] = []
+        self.shut = False
+
+    def check_request(self, prompt: str, sampling_param: SamplingParam | None = None, **fields: Any) -> SamplingParam:
+        sampling = SamplingParam(**SMALL)
+        sampling.update(**fields)
+        sampling.check()
+        sampling.check_sizes(16, 4)
+        sampling.check_inputs((), SamplingParam)
+        return sampling
+
+    def generate_video(
+        self, prompt: str, sampling_param: SamplingParam | None = None, *,
+        progress: Callable[[Progress], None] | None = None, cancel: CancelToken | None = None, preview_every: int = 0,
+        **fields: Any,
+    ) -> Any:  # fmt: skip
+        sampling = self.check_request(prompt, **fields)
+        self.fields.append(fields)
+        assert progress is not None
+        assert cancel is not None
+        control = Control(cancel=cancel, report=progress, preview_every=preview_every)
+        frame = np.full((sampling.height, sampling.width, 3), sampling.seed % 256, np.uint8)
+        for _ in control.steps("denoising", range(sampling.num_inference_steps), sampling.num_inference_steps,
+                               lambda: frame):  # fmt: skip
+            while not self.go.wait(0.01):
+                control.check()
+            if "fail" in prompt:
+                raise FloatingPointError("NaN or infinity in the latents after step 1 of 4")
+        for _ in control.steps("decoding", [1], 1):
+            frames = [frame] * sampling.num_frames
+        results = []
+        for number in range(sampling.num_videos_per_prompt):
+            path = Path(str(sampling.output_path).replace("images", f"images_{number}"))
+            write_video(frames, path, sampling.fps, {"fastvideo": "test", "seed": sampling.seed})
+            results.append(
+                GenerationResult(
+                    frames=frames, samples=None, audio=None, audio_sample_rate=None, video_path=str(path),
+                    prompts=prompt, seed=sampling.seed, size=(sampling.height, sampling.width, sampling.num_frames),
+                    generation_time=0.1, stage_times={"denoising": 0.1, "decoding": 0.01}, peak_memory_mb=1.0,
+                )
+            )  # fmt: skip
+        self.made.append(prompt)
+        return results if len(results) > 1 else results[0]
+
+    def shutdown(self) -> None:
+        self.shut = True
+
+
+class Running:
+    """A server that answers."""
+
+    def __init__(self, server: Server, model: StandIn, url: str, web: uvicorn.Server) -> None:
+        self.server = server
+        self.model = model
+        self.url = url
+        self.web = web
+
+
+@contextmanager
+def running(
+    folder: Path, *, defaults: dict[str, Any] | None = None, model: StandIn | None = None, **settings: Any
+) -> Iterator[Running]:
+    """A server on a port of its own, whose model is loaded."""
+    chosen = ServerSettings(**{"data_dir": str(folder), **settings})
+    chosen.check()
+    model = model or StandIn()
+    server = Server(lambda: model, "stand-in", chosen, defaults)
+    web = uvicorn.Server(uvicorn.Config(create_app(server), port=0, log_config=None, access_log=False,
+                                        timeout_graceful_shutdown=5))  # fmt: skip
+    thread = threading.Thread(target=web.run)
+    thread.start()
+    try:
+        wait_until(lambda: web.started and (server.runner.generator or server.runner.failure))
+        if server.runner.failure is not None:
+            raise server.runner.failure
+        port = web.servers[0].sockets[0].getsockname()[1]
+        yield Running(server, model, f"http://127.0.0.1:{port}", web)
+    finally:
+        server.closing.set()
+        web.should_exit = True
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    """Wait until something is so."""
+    until = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < until, "it did not come to be"
+        time.sleep(0.01)
