@@ -31,6 +31,18 @@ def shard_weights(model: nn.Module, blocks: nn.ModuleList, mesh: DeviceMesh, *, 
         block.set_modules_to_forward_prefetch([following])
 
 
+def reshard(model: nn.Module) -> None:
+    """Leave of the parameters of `model`, which `shard_weights` sharded, this rank's shards alone, to be written to.
+
+    What runs last in a forward pass stays gathered after it, as a copy that would hide what is written.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def local_rows(parameter: torch.Tensor) -> tuple[torch.Tensor, int, int]:
     """The memory of `parameter` on this rank, and which of its rows that is: start and stop."""
     rows = parameter.shape[0] if parameter.ndim else 1

@@ -14,10 +14,13 @@ from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.distributed.groups import ONE_RANK, Groups
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
+from fastvideo.models.loader.adapt import Adapted
 from fastvideo.models.loader.component_loader import bare_components, load_components
+from fastvideo.models.loader.lora import LoraSet
 from fastvideo.models.loader.repo import Repo
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.pipelines.stages.base import PipelineStage, check_connected
+from fastvideo.platforms import current_platform
 
 T = TypeVar("T")
 logger = init_logger(__name__)
@@ -52,6 +55,7 @@ class ComposedPipelineBase(ABC):
         self.pipeline_config = pipeline_config
         self.options = options
         self.stages = self.create_stages()
+        self._adapted: Adapted | None = None
         check_connected(self.stages)
         for stage in self.stages:
             stage.groups = groups
@@ -77,7 +81,9 @@ class ComposedPipelineBase(ABC):
             repo, cls._required_config_modules, args, pipeline_config, options=cls._config_options,
             groups=groups, progress=progress,
         )  # fmt: skip
-        return cls(components, args, pipeline_config, groups, cls._heeded(repo))
+        pipeline = cls(components, args, pipeline_config, groups, cls._heeded(repo))
+        pipeline._adapted = Adapted(repo, components, groups, current_platform(args.device).device)
+        return pipeline
 
     @classmethod
     def without_weights(
@@ -119,6 +125,19 @@ class ComposedPipelineBase(ABC):
         layers = (module for model in models for module in model.modules() if isinstance(module, DistributedAttention))
         names = {layer.backend.name for layer in layers}
         return "+".join(sorted(names)) or "none"
+
+    def adapt(self, loras: LoraSet) -> None:
+        """Run with `loras` from now on, and with no others. After an error all is as it was before.
+
+        Raises:
+            ValueError: a file of theirs, or of the model, is not what it was when they were compared.
+            RuntimeError: the pipeline was made of components alone.
+        """
+        if self._adapted is None:
+            raise RuntimeError("a LoRA needs the model's files: make the pipeline with from_repo")
+        self._adapted.adapt(loras)
+        if self.args.enable_torch_compile:
+            torch.compiler.reset()  # compiled code takes no notice of branches that came or went
 
     def check(self, batch: ForwardBatch) -> None:
         """Refuse a request that `forward` would refuse before it computes anything; any thread may call it.

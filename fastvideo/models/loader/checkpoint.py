@@ -62,13 +62,23 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     if path.suffix in PICKLED:
         tensors = _open_pickled(path)
         return {name: TensorInfo(name, tuple(x.shape), x.dtype, path.name) for name, x in tensors.items()}
-    with _open_safetensors(path) as file:
+    with open_safetensors(path) as file:
         found = {}
         for name in file.offset_keys():
             piece = file.get_slice(name)
             dtype = safetensors_dtype(piece.get_dtype(), str(path))
             found[name] = TensorInfo(name, tuple(piece.get_shape()), dtype, path.name)
     return found
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The text that safetensors file `path` carries beside its tensors, by key.
+
+    Raises:
+        ValueError: the file is missing, truncated or no safetensors file; the message names it.
+    """
+    with open_safetensors(path) as file:
+        return dict(file.metadata() or {})
 
 
 def merge_headers(headers: Iterable[Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
@@ -118,7 +128,7 @@ def _getter(path: Path) -> Any:
     """A function from a name to the tensor, over a fresh mapping of `path` that lives as long as the function."""
     if path.suffix in PICKLED:
         return _open_pickled(path).__getitem__
-    return _open_safetensors(path).get_tensor
+    return open_safetensors(path).get_tensor
 
 
 def _check_file(path: Path) -> None:
@@ -132,9 +142,15 @@ def _check_file(path: Path) -> None:
         raise ValueError(f"{path}: weight file is empty; download it again")
 
 
-def _open_safetensors(path: Path) -> Any:
+def open_safetensors(path: Path) -> Any:
+    """The safetensors file `path`, mapped, whose `get_tensor` gives its tensors.
+
+    Raises:
+        ValueError: it is missing, truncated or broken.
+    """
     from safetensors import SafetensorError, safe_open
 
+    _check_file(path)
     try:
         return safe_open(path, framework="pt", device="cpu")
     except SafetensorError as error:

@@ -106,8 +106,8 @@ class HubFiles:
         }
 
 
-def hub_files(repo_id: str, revision: str | None = None) -> RepoFiles:
-    """The files of Hub repo `repo_id`; without a network, what the cache holds of it.
+def hub_files(repo_id: str, revision: str | None = None, what: str = "model") -> RepoFiles:
+    """The files of Hub repo `repo_id`, which option `what` names; without a network, what the cache holds of it.
 
     Raises:
         ValueError: no such repo or revision, no permission, or neither network nor cache has it.
@@ -119,29 +119,30 @@ def hub_files(repo_id: str, revision: str | None = None) -> RepoFiles:
         info: Any = HfApi().repo_info(repo_id, revision=revision)
     except GatedRepoError:
         raise ValueError(
-            f"model={repo_id!r}: access is restricted; accept its terms on the Hub, then run 'hf auth login'"
+            f"{what}={repo_id!r}: access is restricted; accept its terms on the Hub, then run 'hf auth login'"
         ) from None
     except RevisionNotFoundError:
         raise ValueError(f"revision={revision!r}: {repo_id} has no such branch, tag or commit") from None
     except (RepositoryNotFoundError, HFValidationError):
         raise ValueError(
-            f"model={repo_id!r}: the Hub has no such repo, or it is private; check the id, or run 'hf auth login'"
+            f"{what}={repo_id!r}: the Hub has no such repo, or it is private; check the id, or run 'hf auth login'"
         ) from None
     except Exception as error:  # what a failing connection raises differs between versions of the Hub's client
-        return _cached_files(repo_id, revision, _first_line(error))
+        return _cached_files(repo_id, revision, _first_line(error), what)
     files = HubFiles(repo_id, frozenset(file.rfilename for file in info.siblings or ()), str(info.sha))
-    files.fetch([name for name in files.names if name.rpartition("/")[2] in INDEX_FILES])
+    if index := [name for name in files.names if name.rpartition("/")[2] in INDEX_FILES]:
+        files.fetch(index)
     return files
 
 
-def _cached_files(repo_id: str, revision: str | None, reason: str) -> LocalFiles:
+def _cached_files(repo_id: str, revision: str | None, reason: str, what: str) -> LocalFiles:
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
     except Exception:
         raise ValueError(
-            f"model={repo_id!r}: is not in the local cache, and the Hub cannot be reached ({reason}); "
+            f"{what}={repo_id!r}: is not in the local cache, and the Hub cannot be reached ({reason}); "
             "connect to the network, or give a local folder"
         ) from None
     logger.info("the Hub cannot be reached: using %s from the cache", repo_id)

@@ -51,7 +51,7 @@ def plan_loading(
         if target.name not in state:
             unexpected.append(f"{name!r} in {info.file}")
             continue
-        _check_tensor(info, target, state[target.name], _shard_of(model, target.name), what)
+        _check_tensor(info, target, state[target.name], shard_of(model, target.name), what)
         pieces = filled.setdefault(target.name, {})
         for other in pieces.values():
             if target.part in pieces or targets[other].parts != target.parts:
@@ -93,6 +93,7 @@ def load_into(
     device: torch.device | str = "cpu",
     report: Callable[[int], object] | None = None,
     what: str = "",
+    only: Collection[str] | None = None,
 ) -> None:
     """Load the weights in `files` into `model`, one tensor at a time; of a parameter that is spread over ranks, only
     this rank's part is read.
@@ -108,6 +109,7 @@ def load_into(
         device: where the parameters go.
         report: is told the bytes of each tensor when it is done, whether all of it belongs here or not.
         what: what the checkpoint is, for messages.
+        only: our names of the parameters to load, where the others stay as they are.
 
     Raises:
         ValueError: a file is missing, truncated or holds no weights (it names the file); or a weight is missing,
@@ -116,12 +118,14 @@ def load_into(
     """
     paths = list(files)
     targets = plan_loading(model, merge_headers(read_header(path) for path in paths), mapping, what)
+    if only is not None:
+        targets = {name: target for name, target in targets.items() if target.name in only}
     for name, tensor in stream_tensors(paths, targets):
         target = targets[name]
         wanted = dtype_of(target.name, dtype or torch.float32, keep_fp32)
         with torch.no_grad():
             parameter = _allocated(model, target.name, wanted, torch.device(device))
-            fill(parameter, tensor, target, _shard_of(model, target.name))
+            fill(parameter, tensor, target, shard_of(model, target.name))
         if report is not None:
             report(tensor.nbytes)
 
@@ -181,7 +185,7 @@ def _significant(shape: Sequence[int]) -> list[int]:
     return list(shape[first:])
 
 
-def _shard_of(model: nn.Module, name: str) -> TensorShard | None:
+def shard_of(model: nn.Module, name: str) -> TensorShard | None:
     """Which slice of parameter `name` this rank holds; None for all of it."""
     owner_name, _, leaf = name.rpartition(".")
     owner = model.get_submodule(owner_name)
@@ -237,7 +241,15 @@ def _some(names: Iterable[str]) -> str:
 
 
 def weight_hashes(repo: Repo) -> dict[str, str]:
-    """The SHA-256 of each weight file of `repo`, by its name there.
+    """The SHA-256 of each weight file of `repo`, by its name there; see `file_hashes`."""
+    files: dict[str, Path] = {}
+    for source in weight_sources(repo):
+        files.update(zip(source.weight_names(), source.weight_files, strict=True))
+    return file_hashes(files)
+
+
+def file_hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    """The SHA-256 of each of `files`, by its name.
 
     A hash is computed once and kept in the cache folder for as long as the file's size and time of change stay.
     """
@@ -248,14 +260,13 @@ def weight_hashes(repo: Repo) -> dict[str, str]:
         cache = {}
     hashes: dict[str, str] = {}
     computed = False
-    for source in weight_sources(repo):
-        for name, path in zip(source.weight_names(), source.weight_files, strict=True):
-            status = path.stat()
-            key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-            if key not in cache:
-                cache[key] = sha256_file(path)
-                computed = True
-            hashes[name] = cache[key]
+    for name, path in files.items():
+        status = path.stat()
+        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+        if key not in cache:
+            cache[key] = sha256_file(path)
+            computed = True
+        hashes[name] = cache[key]
     if computed:
         try:
             with atomic_path(cache_file) as temporary:
