@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from fastvideo.models.loader.lora import LoraSet
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
 
 T = TypeVar("T")
@@ -25,6 +26,17 @@ class Executor(Protocol):
         Can be used again afterwards, whatever was raised.
 
         Raises:
+            WorkerError: a process that computes failed by itself.
+            RuntimeError: after `shutdown`.
+        """
+
+    def adapt(self, loras: LoraSet) -> None:
+        """Have the pipeline of every process run with `loras` from now on; waits for a batch that is running.
+
+        After an error all is as it was before. Processes that are started anew get what was set last.
+
+        Raises:
+            ValueError: what the pipeline raises.
             WorkerError: a process that computes failed by itself.
             RuntimeError: after `shutdown`.
         """

@@ -10,6 +10,7 @@ import torch
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.registry import ModelEntry
 from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.models.loader.lora import LoraSet
 from fastvideo.models.loader.repo import Repo
 from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
@@ -52,6 +53,11 @@ class InProcessExecutor:
             self._platform.synchronize()
             batch.peak_memory = self._platform.peak_memory()
             return batch
+
+    def adapt(self, loras: LoraSet) -> None:
+        """See `Executor`."""
+        with self._lock:
+            self._running().adapt(loras)
 
     def on_first(self, make: Callable[[], T]) -> T:
         """See `Executor`; there is one process."""

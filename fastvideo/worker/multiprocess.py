@@ -22,7 +22,7 @@ import torch.distributed as dist
 from fastvideo import envs
 from fastvideo.logger import init_logger
 from fastvideo.worker import shared
-from fastvideo.worker.process import CANCEL, DONE, ERROR, REPORT, RUN, STACK, START, VIDEO
+from fastvideo.worker.process import ADAPT, CANCEL, DONE, ERROR, REPORT, RUN, STACK, START, VIDEO
 from fastvideo.worker.rank import Plan, Threads, open_store
 from fastvideo.worker.supervised import Crew, Loaded, Made, SupervisedExecutor
 from fastvideo.worker.tally import MEMORY_HINT, Died, Event, Failed, Finished, Reported, Stack
@@ -90,6 +90,9 @@ class ProcessCrew(Crew):
     def send(self, request: bytes) -> None:
         self._number += 1
         self._tell(RUN, self._number, request)
+
+    def adapt(self, loras: bytes) -> None:
+        self._tell(ADAPT, loras)
 
     def cancel(self) -> None:
         self._tell(CANCEL, self._number)

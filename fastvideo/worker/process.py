@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from fastvideo.worker.rank import Rank
     from fastvideo.worker.tally import Stack
 
-# messages to a worker: (START, order), (RUN, number, request), (CANCEL, number), (STACK,)
-START, RUN, CANCEL, STACK = "start", "run", "cancel", "stack"
+# messages to a worker: (START, order), (RUN, number, request), (ADAPT, loras), (CANCEL, number), (STACK,)
+START, RUN, ADAPT, CANCEL, STACK = "start", "run", "adapt", "cancel", "stack"
 # messages from it: (REPORT, Progress), (DONE, value), (VIDEO, result) and a file, (ERROR, Failure), (STACK, Stack)
 REPORT, DONE, VIDEO, ERROR = "report", "done", "video", "error"
 
@@ -109,6 +109,10 @@ def serve(connection: Connection, rank: int, crash: int) -> None:
         try:
             if kind == START:
                 worker = _start(link, rank, order[0])
+            elif kind == ADAPT:
+                assert worker is not None
+                worker.adapt(pickle.loads(order[0]))
+                link.send(DONE, None)
             else:
                 assert worker is not None
                 _run(link, worker, *order)

@@ -16,6 +16,7 @@ from fastvideo.configs.registry import ModelEntry
 from fastvideo.distributed.groups import Group, build_groups
 from fastvideo.distributed.layout import Layout
 from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.models.loader.lora import LoraSet
 from fastvideo.models.loader.repo import Repo
 from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
 from fastvideo.pipelines.pipeline_batch_info import CancelToken, Control, ForwardBatch, Progress, no_report
@@ -133,6 +134,10 @@ class Rank:
             batch.video = None  # it has no frames
         batch.peak_memory = int(control.all_gather(torch.tensor([self._platform.peak_memory()])).max())
         return batch
+
+    def adapt(self, loras: LoraSet) -> None:
+        """Have this rank's part of the pipeline run with `loras`; talks to no other rank."""
+        self._pipeline.adapt(loras)
 
 
 def _join(plan: Plan, rank: int, local_rank: int, store: dist.Store | None) -> None:

@@ -147,6 +147,11 @@ class RayCrew(Crew):
         for rank, actor in enumerate(self._actors):
             self._call(rank, actor.run, self._number, data)
 
+    def adapt(self, loras: bytes) -> None:
+        data = self._ray.put(loras)
+        for rank, actor in enumerate(self._actors):
+            self._call(rank, actor.adapt, data)
+
     def cancel(self) -> None:
         self._actors[0].cancel.options(concurrency_group=CONTROL).remote(self._number)
 

@@ -40,7 +40,7 @@ class Outcome:
 
 
 class RayWorker:
-    """`start` and `run` are called in the one thread of `WORK`, all else in `CONTROL`."""
+    """`start`, `run` and `adapt` are called in the one thread of `WORK`, all else in `CONTROL`."""
 
     def __init__(self) -> None:
         self._rank: Rank | None = None
@@ -73,6 +73,10 @@ class RayWorker:
         """Run request `number`."""
         return self._caught(lambda: self._run(number, request))
 
+    def adapt(self, loras: bytes) -> Outcome:
+        """Run with `loras` from now on."""
+        return self._caught(lambda: self._adapt(loras))
+
     def news(self, number: int, told: int) -> list[Progress]:
         """The progress of request `number` after the first `told` reports, as soon as there is some."""
         with self._changed:
@@ -104,6 +108,11 @@ class RayWorker:
         store = self._store or dist.TCPStore(host, port, is_master=False)
         self._rank = Rank(plan, rank=rank, local_rank=0, store=store)
         return Outcome(value=Loaded(self._rank.attention_backend, torch.get_num_threads()))
+
+    def _adapt(self, loras: bytes) -> Outcome:
+        assert self._rank is not None
+        self._rank.adapt(pickle.loads(loras))
+        return Outcome()
 
     def _run(self, number: int, request: bytes) -> Outcome:
         assert self._rank is not None

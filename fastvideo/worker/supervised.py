@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from fastvideo.logger import init_logger
+from fastvideo.models.loader.lora import LoraSet
 from fastvideo.pipelines.pipeline_batch_info import Control, ForwardBatch
 from fastvideo.worker.tally import Agreed, Event, Reported, Stack, Tally
 
@@ -49,6 +50,9 @@ class Crew(Protocol):
     def send(self, request: bytes) -> None:
         """Have all of them run a batch."""
 
+    def adapt(self, loras: bytes) -> None:
+        """Have all of them run with a set of LoRAs."""
+
     def poll(self, seconds: float) -> list[Event]:
         """What they say, waiting at most that long for the first word."""
 
@@ -82,6 +86,7 @@ class SupervisedExecutor:
         self._start = start
         self._timeout = timeout
         self._closed = False
+        self._loras = LoraSet()
         # one request at a time: a pipeline's scheduler remembers where in the schedule it is
         self._lock = threading.Lock()
         self._crew: Crew | None = self._loaded_crew()
@@ -116,6 +121,19 @@ class SupervisedExecutor:
         batch.stage_times.update(made.stage_times)
         return batch
 
+    def adapt(self, loras: LoraSet) -> None:
+        """See `Executor`. What interrupts the wait ends the workers, as in `execute`."""
+        with self._lock:
+            crew = self._running_crew()
+            try:
+                self._adapt(crew, loras)
+            except Agreed as agreed:
+                raise agreed.error from agreed.error.__cause__
+            except BaseException:
+                self._drop()
+                raise
+            self._loras = loras
+
     def on_first(self, make: Callable[[], T]) -> T:
         """See `Executor`; there is one process that calls."""
         return make()
@@ -141,6 +159,8 @@ class SupervisedExecutor:
         crew = self._start()
         try:
             self._loaded: Loaded = watch(crew, Control(), None, "while it loaded")[0]
+            if self._loras != LoraSet():
+                self._adapt(crew, self._loras)
         except Agreed as agreed:
             crew.close()
             raise agreed.error from agreed.error.__cause__
@@ -148,6 +168,11 @@ class SupervisedExecutor:
             crew.close()
             raise
         return crew
+
+    @staticmethod
+    def _adapt(crew: Crew, loras: LoraSet) -> None:
+        crew.adapt(pickle.dumps(loras))
+        watch(crew, Control(), None, "while it took on a LoRA")
 
     def _drop(self) -> None:
         crew, self._crew = self._crew, None

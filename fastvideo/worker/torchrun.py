@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from fastvideo.envs import Launched
+from fastvideo.models.loader.lora import LoraSet
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.worker.rank import Plan, Rank, quieten
 
@@ -36,6 +37,7 @@ class TorchrunExecutor:
         made_group = not dist.is_initialized()
         self._rank: Rank | None = Rank(plan, rank=launched.rank, local_rank=launched.local_rank)
         self._first = launched.rank == 0
+        self._loras = LoraSet()
         self._files: dist.ProcessGroup | None = dist.new_group(backend="gloo", timeout=FILES_TIMEOUT)
         # one request at a time: a pipeline's scheduler remembers where in the schedule it is
         self._lock = threading.Lock()
@@ -68,6 +70,30 @@ class TorchrunExecutor:
                 batch.video = self._shared(batch.video)
             return batch
 
+    def adapt(self, loras: LoraSet) -> None:
+        """See `Executor`.
+
+        Raises:
+            ValueError: the processes ask for different LoRAs.
+            RuntimeError: another process raised.
+        """
+        with self._lock:
+            rank = self._running()
+            wanted = [(adapter.nickname, adapter.hashes, strength) for adapter, strength in loras.adapters]
+            self._check_alike(repr((wanted, loras.merged)).encode(), "LoRAs", "set_lora_adapter")
+            error: BaseException | None = None
+            try:
+                rank.adapt(loras)
+            except Exception as raised:
+                error = raised
+            failed = rank.groups.control.all_gather(torch.tensor([error is not None])).tolist()
+            if any(failed) and error is None:
+                rank.adapt(self._loras)
+                error = RuntimeError(f"rank {failed.index(True)} could not take on the LoRA; its own error says why")
+            if error is not None:
+                raise error
+            self._loras = loras
+
     def on_first(self, make: Callable[[], T]) -> T:
         """See `Executor`."""
         outcome: list[Any] = [None, None]
@@ -94,13 +120,17 @@ class TorchrunExecutor:
         """Check that all processes ask for the same, apart from where it goes."""
         fields = {name: value for name, value in batch.sampling.to_dict().items() if name != "output_path"}
         request = repr((batch.prompts, batch.negative_prompts, fields)).encode() + pickle.dumps(batch.media)
+        self._check_alike(request, "videos", "generate_video")
+
+    def _check_alike(self, request: bytes, what: str, method: str) -> None:
+        """Check that all processes give the same `request`, which is for `what`."""
         digest = int.from_bytes(hashlib.sha256(request).digest()[:7], "big")
         digests = self._running().groups.control.all_gather(torch.tensor([digest])).tolist()
         if len(set(digests)) > 1:
             others = [str(rank) for rank, other in enumerate(digests) if other != digests[0]]
             raise ValueError(
-                f"the processes ask for different videos: rank {', '.join(others)} for another than rank 0; under "
-                "torchrun every process must call generate_video with the same arguments"
+                f"the processes ask for different {what}: rank {', '.join(others)} for another than rank 0; under "
+                f"torchrun every process must call {method} with the same arguments"
             )
 
     def _shared(self, video: torch.Tensor | None) -> torch.Tensor:

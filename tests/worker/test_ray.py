@@ -16,7 +16,7 @@ from fastvideo.pipelines.pipeline_batch_info import Cancelled, Control, Progress
 from fastvideo.worker.executor import WorkerError
 from fastvideo.worker.ray_executor import RayCrew, RayExecutor
 from tests.pipelines.stand_ins import make_batch
-from tests.worker.acting import STAGES, acting_plan
+from tests.worker.acting import STAGES, acting_loras, acting_plan
 from tests.worker.leftovers import wait_for_end
 
 pytestmark = [pytest.mark.distributed, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
@@ -74,6 +74,23 @@ def works(executor: RayExecutor) -> bool:
     """Whether it makes a video."""
     batch = executor.execute(make_batch(num_inference_steps=2))
     return batch.video is not None and batch.video.shape == (1, 3, 5, 16, 32)
+
+
+def test_a_lora(executor: RayExecutor) -> None:
+    def strength() -> float:
+        video = executor.execute(make_batch(num_inference_steps=2)).video
+        assert video is not None
+        return float(video[0, 0, 0, 0, 3])
+
+    executor.adapt(acting_loras("a", "b"))
+    assert strength() == 0.5
+    with pytest.raises(ValueError, match="height=7: must be a multiple of 16"):
+        executor.adapt(acting_loras("all: refuse in adapt"))
+    with pytest.raises(WorkerError, match="rank 1 of 2 raised ValueError"):
+        executor.adapt(acting_loras("rank 1: refuse in adapt"))
+    assert strength() == 0.5, "workers that are started anew take on what was set last"
+    executor.adapt(acting_loras())
+    assert strength() == 0
 
 
 class TestRequests:

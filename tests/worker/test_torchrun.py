@@ -17,7 +17,7 @@ from fastvideo import envs
 from fastvideo.pipelines.pipeline_batch_info import Control
 from fastvideo.worker.start import start_executor
 from tests.pipelines.stand_ins import make_batch
-from tests.worker.acting import acting_plan
+from tests.worker.acting import acting_loras, acting_plan
 
 @atexit.register  # runs after those that are registered from here on
 def left():
@@ -54,6 +54,15 @@ control = Control()
 if rank == 1:
     control.cancel.cancel()
 fails(lambda: executor.execute(make_batch(num_inference_steps=10_000, control=control)))
+executor.adapt(acting_loras("a", "b"))
+def strength():
+    made = executor.execute(make_batch(num_inference_steps=2, return_frames=True)).video
+    return made[0, 0, 0, 0, 3].item()
+say("strength", strength())
+fails(lambda: executor.adapt(acting_loras("all: refuse in adapt")))
+fails(lambda: executor.adapt(acting_loras("rank 1: refuse in adapt")))
+fails(lambda: executor.adapt(acting_loras("ab"[rank])))
+say("strength", strength())
 say("threads", executor.threads)
 executor.shutdown()
 executor.shutdown()
@@ -86,12 +95,22 @@ def test_every_process_gets_the_result(tmp_path: Path, monkeypatch: pytest.Monke
         "ValueError the processes ask for different videos: rank 1 for another than rank 0; under torchrun every "
         "process must call generate_video with the same arguments",
         "Cancelled the request was cancelled",
+        "strength 0.5",
+        "ValueError height=7: must be a multiple of 16; try 16",
+        "RuntimeError rank 1 could not take on the LoRA; its own error says why",
+        "ValueError the processes ask for different LoRAs: rank 1 for another than rank 0; under torchrun every "
+        "process must call set_lora_adapter with the same arguments",
+        "strength 0.5",
         "threads 1",
         "RuntimeError the executor was shut down",
         "again True",
         "threads of groups: 0",  # they must not outlive the interpreter
     ]
-    differences = {0: "frames (1, 3, 5, 16, 32) 1024.0 True 0", 1: "none True"}
+    differences = {
+        0: "frames (1, 3, 5, 16, 32) 1024.0 True 0",
+        1: "none True",
+        9: "ValueError height=7: must be a multiple of 16; try 16",
+    }
     assert second == [differences.get(number, line) for number, line in enumerate(first)]
 
 
