@@ -1,5 +1,6 @@
 """`FastVideoArgs`: how a generator runs. What is sampled is in `SamplingParam`, what is wired in `PipelineConfig`."""
 
+import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -76,8 +77,10 @@ class FastVideoArgs(Assignable):
     host memory, or of those named."""
     VSA_sparsity: float = 0.0
     """Share of the key blocks that video sparse attention leaves out."""
-    lora_path: str | None = None
+    lora_path: str | list[str] | None = None
+    """One LoRA, or several: each a file, a folder or a Hub id, and after a colon its strength if that is not 1."""
     lora_nickname: str = "default"
+    """What `set_lora_adapter` calls it; several are called after their files."""
 
     @classmethod
     def from_kwargs(cls, model: str | Path, **kwargs: Any) -> "FastVideoArgs":
@@ -109,10 +112,7 @@ class FastVideoArgs(Assignable):
         require_number("VSA_sparsity", self.VSA_sparsity, 0, 1)
         require(self.VSA_sparsity == 0, "VSA_sparsity", self.VSA_sparsity,
                 "video sparse attention is not available in this version", "leave it 0")  # fmt: skip
-        require(self.lora_path is None, "lora_path", self.lora_path,
-                "LoRA is not available in this version", "merge it into the weights beforehand")  # fmt: skip
-        require(self.lora_nickname == "default", "lora_nickname", self.lora_nickname,
-                "names a LoRA, and LoRA is not available in this version", "leave it out")  # fmt: skip
+        self._check_lora()
         config = self.pipeline_config
         if config is not None:
             rule = "must be a PipelineConfig, such as PipelineConfig.from_pretrained(model) gives"
@@ -209,9 +209,56 @@ class FastVideoArgs(Assignable):
         require(host or not self.pin_cpu_memory, "pin_cpu_memory", True, "does nothing without offloading to the host",
                 "set dit_cpu_offload=True or the like, or leave it False")  # fmt: skip
 
+    def loras(self) -> dict[str, tuple[str, float]]:
+        """The path and the strength of each LoRA in `lora_path`, by nickname.
+
+        Raises:
+            ValueError: two have one nickname.
+        """
+        given = [self.lora_path] if isinstance(self.lora_path, str) else self.lora_path or []
+        found: dict[str, tuple[str, float]] = {}
+        for entry in given:
+            path, strength = split_strength(entry)
+            name = self.lora_nickname if len(given) == 1 else Path(path).stem
+            other = found[name][0] if name in found else ""
+            require(name not in found, "lora_path", self.lora_path, f"{path} has the nickname {name!r}, as has {other}",
+                    "rename a file, or use set_lora_adapter, which takes nicknames")  # fmt: skip
+            found[name] = (path, strength)
+        return found
+
+    def _check_lora(self) -> None:
+        given = self.lora_path
+        listed = [given] if isinstance(given, str) else given
+        rule = "must be a path, or a list of paths"
+        require(given is None or isinstance(listed, list), "lora_path", given, rule)
+        require(all(isinstance(path, str) and path for path in listed or []), "lora_path", given, rule)
+        name = self.lora_nickname
+        require(isinstance(name, str) and bool(name), "lora_nickname", name, "must be a name")
+        require(name == "default" or len(listed or []) == 1, "lora_nickname", name,
+                "names the one LoRA of lora_path" + (", and there are several" if listed else ", and there is none"),
+                "leave it out" if listed else "set lora_path, or leave it out")  # fmt: skip
+        self.loras()
+
     def _check_compile(self) -> None:
         require_bool("enable_torch_compile", self.enable_torch_compile)
         kwargs = self.torch_compile_kwargs
         require(kwargs is None or isinstance(kwargs, dict), "torch_compile_kwargs", kwargs, "must be a dict or None")
         require(not kwargs or self.enable_torch_compile, "torch_compile_kwargs", kwargs,
                 "does nothing without enable_torch_compile", "set enable_torch_compile=True")  # fmt: skip
+
+
+def split_strength(entry: str) -> tuple[str, float]:
+    """Path and strength of a LoRA given as `path` or `path:strength`.
+
+    Raises:
+        ValueError: the strength is no finite number.
+    """
+    path, colon, text = entry.rpartition(":")
+    if not colon or Path(entry).exists():
+        return entry, 1.0
+    try:
+        strength = float(text)
+    except ValueError:
+        return entry, 1.0
+    require(math.isfinite(strength), "lora_path", entry, "its strength must be a finite number", f"as in {path}:0.8")
+    return path, strength

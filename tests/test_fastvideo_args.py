@@ -1,5 +1,6 @@
 """`FastVideoArgs`: what is unknown, wrong or not available is refused, with what to do."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,8 +62,12 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("disk_offload", ("vae", 2), "must be True, False, or names of components"),
     ("VSA_sparsity", 0.5, "leave it 0"),
     ("VSA_sparsity", 2, "from 0 to 1"),
-    ("lora_path", "lora.safetensors", "merge it"),
-    ("lora_nickname", "anime", "leave it out"),
+    ("lora_path", 3, "must be a path, or a list of paths"),
+    ("lora_path", ["a", ""], "must be a path, or a list of paths"),
+    ("lora_path", "a.safetensors:inf", "its strength must be a finite number; as in a.safetensors:0.8"),
+    ("lora_path", ["x/a.safetensors", "y/a.safetensors:2"], "has the nickname 'a', as has x/a.safetensors"),
+    ("lora_nickname", "anime", "and there is none; set lora_path, or leave it out"),
+    ("lora_nickname", "", "must be a name"),
     ("torch_compile_kwargs", {"mode": "max-autotune"}, "set enable_torch_compile=True"),
     ("torch_compile_kwargs", "max-autotune", "must be a dict"),
     ("enable_torch_compile", "yes", "must be True or False"),
@@ -134,3 +139,22 @@ def test_a_variable_that_would_do_nothing_is_refused(monkeypatch: pytest.MonkeyP
         ValueError, match=r"FASTVIDEO_CFG_GATE_STEP='5': no such variable; unset it, there are FASTVIDEO_ATT"
     ):
         FastVideoArgs.from_kwargs("shapes-t2v")
+
+
+def test_loras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd:0.5").mkdir()
+
+    def given(*paths: str, **options: str) -> dict[str, tuple[str, float]]:
+        return FastVideoArgs.from_kwargs("shapes-t2v", lora_path=list(paths), **options).loras()
+
+    assert given() == {}
+    assert given("a.safetensors") == {"default": ("a.safetensors", 1)}
+    assert given("a.safetensors:-0.5", lora_nickname="anime") == {"anime": ("a.safetensors", -0.5)}
+    assert given("x/a.safetensors", "me/b:0.25") == {"a": ("x/a.safetensors", 1), "b": ("me/b", 0.25)}
+    assert given("odd:0.5", "C:style") == {"odd:0": ("odd:0.5", 1), "C:style": ("C:style", 1)}
+    assert FastVideoArgs.from_kwargs("shapes-t2v", lora_path="a:2").loras() == {"default": ("a", 2)}
+    with pytest.raises(
+        ValueError, match="lora_nickname='anime': names the one LoRA of lora_path, and there are several"
+    ):
+        given("a", "b", lora_nickname="anime")

@@ -32,6 +32,7 @@ def clip_metadata(
     device: str,
     threads: int,
     inputs: dict[str, str] | None = None,
+    lora: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The metadata of the clip that is number `index` of the `num_videos_per_prompt` of one prompt.
 
@@ -42,6 +43,7 @@ def clip_metadata(
         device: the type of the one that ran.
         threads: of torch on the CPU, as the order of additions depends on them.
         inputs: the SHA-256 of the pixels of each image or video that the model was shown, by its name.
+        lora: the adapters that worked, with the hashes of their files.
     """
     request = {name: plain(value) for name, value in sampling.to_dict().items() if name not in NOT_CONTENT}
     return {
@@ -50,6 +52,7 @@ def clip_metadata(
         "index": index,
         "inputs": inputs or {},
         "model": {"name": args.model, "revision": args.revision, "weights": weights},
+        "lora": lora,
         "pipeline_config": pipeline_config.to_dict(),
         "precision": args.precision,
         "attention_backend": attention_backend,

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, overload
+from typing import Any, overload
 
 from fastvideo.configs.base import require_whole
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.registry import ModelEntry
 from fastvideo.configs.sample.base import MEDIA, SamplingParam
+from fastvideo.entrypoints.adapters import Adapters, LoraMethods
 from fastvideo.entrypoints.media import Frames, output_file, output_files, write_video
 from fastvideo.entrypoints.media_inputs import digests, fitted, read_media
 from fastvideo.entrypoints.metadata import clip_metadata
@@ -45,7 +46,7 @@ KEYWORDS = ("prompt", "sampling_param", *MEDIA, "progress", "cancel", "preview_e
 """Of `generate_video`, beside the fields of `SamplingParam`."""
 
 
-class VideoGenerator:
+class VideoGenerator(LoraMethods):
     """A loaded model that makes videos. Use it as a context manager, or call `shutdown` when done."""
 
     def __init__(
@@ -59,6 +60,7 @@ class VideoGenerator:
         self._executor: Executor | None = executor
         self._lock = threading.Lock()
         self._checker: ComposedPipelineBase | None = None
+        super().__init__(repo)
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **kwargs: Any) -> "VideoGenerator":
@@ -79,13 +81,23 @@ class VideoGenerator:
         entry = repo.entry
         pipeline_config = args.resolved_pipeline_config(resolve(entry.pipeline_config)())
         layout = choose_layout(repo, args, pipeline_config)
+        adapters = Adapters(repo)
+        for nickname, (path, strength) in args.loras().items():
+            adapters = adapters.with_adapter(nickname, path, strength, accumulate=True)
         if layout.world > 1:
             args = dataclasses.replace(args, **layout.options())
         started = time.perf_counter()
         executor = start_executor(repo, entry, args, pipeline_config, layout)
         where = platform.device_type + (f" ({layout.world} processes: {layout})" if layout.world > 1 else "")
         logger.info("%s loaded on %s in %.1f s", args.model, where, time.perf_counter() - started)
-        return cls(repo=repo, entry=entry, args=args, pipeline_config=pipeline_config, executor=executor)
+        generator = cls(repo=repo, entry=entry, args=args, pipeline_config=pipeline_config, executor=executor)
+        if adapters.known:
+            try:
+                generator._adapt(lambda now: adapters)
+            except BaseException:
+                executor.shutdown()
+                raise
+        return generator
 
     @overload
     def generate_video(
@@ -245,12 +257,13 @@ class VideoGenerator:
             media=media,
         )
         started = time.perf_counter()
-        with interrupt_cancels(control.cancel):
+        with self._turn, interrupt_cancels(control.cancel):
+            lora = self._adapters.metadata()
             batch = executor.execute(batch)
         seconds = time.perf_counter() - started
         frames = [] if batch.video is None else [to_frames(video) for video in batch.video]
         if files:
-            executor.on_first(lambda: self._save(executor, batch, frames, files, weights))
+            executor.on_first(lambda: self._save(executor, batch, frames, files, weights, lora))
         results = []
         for number in range(batch.size):
             results.append(
@@ -277,6 +290,7 @@ class VideoGenerator:
         clips: Sequence[Frames],
         files: list[Path],
         weights: dict[str, str],
+        lora: dict[str, Any] | None,
     ) -> None:
         """Write `clips`, the videos of `batch`, each to one of `files`."""
         for number, clip in enumerate(clips):
@@ -291,6 +305,7 @@ class VideoGenerator:
                 device=current_platform(self.args.device).device_type,
                 threads=executor.threads,
                 inputs=digests(batch.media),
+                lora=lora,
             )
             logger.info("saved %s", write_video(clip, files[number], batch.sampling.fps, metadata))
 
@@ -334,32 +349,6 @@ class VideoGenerator:
             raise RuntimeError("this generator was shut down; make another with VideoGenerator.from_pretrained")
         return self._executor
 
-    def set_lora_adapter(
-        self, lora_nickname: str, lora_path: str | None = None, strength: float = 1.0, accumulate: bool = False
-    ) -> NoReturn:
-        """Not available in this version.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        _refuse_lora("set_lora_adapter")
-
-    def merge_lora_weights(self) -> NoReturn:
-        """Not available in this version.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        _refuse_lora("merge_lora_weights")
-
-    def unmerge_lora_weights(self) -> NoReturn:
-        """Not available in this version.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        _refuse_lora("unmerge_lora_weights")
-
     def shutdown(self) -> None:
         """Free the model. Doing it twice is the same as once."""
         executor, self._executor = self._executor, None
@@ -382,9 +371,3 @@ def _control(progress: Callable[[Progress], None] | None, cancel: CancelToken | 
             "nobody sees previews without progress", "give progress, or leave it 0")  # fmt: skip
     token = CancelToken() if cancel is None else cancel
     return Control(cancel=token, report=progress or no_report, preview_every=preview_every)
-
-
-def _refuse_lora(method: str) -> NoReturn:
-    raise NotImplementedError(
-        f"{method}: LoRA is not available in this version; merge it into the weights beforehand and load those"
-    )

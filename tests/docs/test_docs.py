@@ -286,7 +286,8 @@ def test_fields_of_results_and_progress() -> None:
 
 def test_methods_of_the_generator() -> None:
     before_subsections = section("docs/api.md", "## VideoGenerator").split("\n### ")[0]
-    public = {name for name, value in vars(VideoGenerator).items() if callable(value) or isinstance(value, classmethod)}
+    members = {name: value for kind in VideoGenerator.__mro__[:-1] for name, value in vars(kind).items()}
+    public = {name for name, value in members.items() if callable(value) or isinstance(value, classmethod)}
     assert set(first_column(before_subsections)) == {name for name in public if not name.startswith("_")}
 
 

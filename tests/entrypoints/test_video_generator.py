@@ -385,16 +385,3 @@ def test_a_closed_generator_says_so(wan_repo: Path) -> None:
     generator.shutdown()
     with pytest.raises(RuntimeError, match=r"shut down.*from_pretrained"):
         generator.generate_video(CAT, **SMALL)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda generator: generator.set_lora_adapter("style", lora_path="x", strength=0.5),
-        lambda generator: generator.merge_lora_weights(),
-        lambda generator: generator.unmerge_lora_weights(),
-    ],
-)
-def test_lora_is_refused_with_what_to_do(generator: VideoGenerator, call: Any) -> None:
-    with pytest.raises(NotImplementedError, match="not available in this version; merge it into the weights"):
-        call(generator)

@@ -9,6 +9,7 @@ import pytest
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.cli.main import main
 from fastvideo.entrypoints.media import read_frames, read_metadata
+from tests import loras
 from tests.pipelines.wan_pairs import picture
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -99,3 +100,17 @@ def test_text_and_image_to_video(
     picture(60, 60).save("first.png")
     run(monkeypatch, "text_and_image_to_video.py", ti2v_repo, "a red kite", "first.png")
     assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == ["(32, 32, 5)"] * 2
+
+
+def test_lora(
+    wan_repo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = loras.write(tmp_path / "style.safetensors", loras.comfy(loras.make_pairs(1)))
+    run(monkeypatch, "lora.py", path, wan_repo)
+    assert capsys.readouterr().out.splitlines() == ["90 keys applied, 0 not", "see video_samples/"]
+    made = {file.stem: file for file in (tmp_path / "video_samples").iterdir()}
+    assert set(made) == {"strength_0.0", "strength_0.5", "strength_1.0", "merged"}
+    frames = {name: read_frames(file).astype(int) for name, file in made.items()}
+    assert (frames["strength_0.0"] != frames["strength_1.0"]).any()
+    assert read_metadata(made["strength_0.0"])["lora"] is None
+    assert read_metadata(made["merged"])["lora"]["merged"] is True

@@ -100,6 +100,8 @@ def job_of(options: Namespace) -> Job:
     if wiring := engine.pop("pipeline_config", None):
         engine["pipeline_config"] = PipelineConfig.from_pretrained(model)
         engine["pipeline_config"].update(**wiring)
+    if options.lora:
+        engine["lora_path"] = options.lora
     FastVideoArgs.from_kwargs(model, **engine)
     sampling, sheet = SamplingParam.from_pretrained(model), sheet_of(options.contact_sheet)
     fields = {name: request[name] for name in REQUEST_KEYS if name in request}

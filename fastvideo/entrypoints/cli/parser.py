@@ -192,6 +192,8 @@ def generate_flags(parser: Parser) -> None:
     parser.add_argument(
         "--reference", type=str, action="append", metavar="IMAGE", help="of what the video shows; repeatable"
     )
+    parser.add_argument("--lora", action="append", type=str, metavar="PATH[:STRENGTH]",
+                        help="a .safetensors file, a folder or a Hub id; may be given several times")  # fmt: skip
     parser.add_argument("--config", action=ActionConfigFile, metavar="YAML", help="a file with keys as below")
     for key, hint in config_keys().items():
         parser.add_argument(f"--{key}", type=hint | None, help=argparse.SUPPRESS)
@@ -224,6 +226,8 @@ def replay_flags(parser: Parser) -> None:
     for names, kind, metavar, text in MEDIA_FLAGS:
         parser.add_argument(*names, type=kind | None, metavar=metavar, help=f"{text}: where it is now")
     parser.add_argument("--reference", type=str, action="append", metavar="IMAGE", help="the same of these; repeatable")
+    parser.add_argument("--lora", action="append", type=str, metavar="PATH",
+                        help="where a LoRA of the clip is now, if it moved; may be given several times")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="go on though the model or versions are not the same")
 
 

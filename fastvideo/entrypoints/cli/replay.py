@@ -31,6 +31,7 @@ def run(options: Namespace) -> int:
     model = options.model or metadata["model"]["name"]
     same_versions = warn_of_versions(metadata)
     same_model = compare_weights(model, metadata, force=options.force)
+    loras = loras_of(metadata, options.lora or [])
 
     import torch
 
@@ -39,6 +40,10 @@ def run(options: Namespace) -> int:
     if metadata["device"] == "cpu":
         torch.set_num_threads(metadata["threads"])
     with VideoGenerator.from_pretrained(model, **settings["engine"]) as generator:
+        for nickname, path, strength in loras:
+            generator.set_lora_adapter(nickname, path, strength, accumulate=True)
+        if loras and metadata["lora"]["merged"]:
+            generator.merge_lora_weights()
         written = generate(generator, settings, target)
     same = compare(clip, written)
     words = {True: "the same, bit for bit, as", False: "NOT the same as", None: "made as"}
@@ -139,6 +144,43 @@ def compare_weights(model: str, metadata: dict[str, Any], force: bool) -> bool:
         raise ValueError(f"{message}; name the model with --model, or go on with another clip with --force")
     logger.warning("%s: the clip will differ", message)
     return False
+
+
+def loras_of(metadata: dict[str, Any], moved: list[str]) -> list[tuple[str, str, float]]:
+    """Nickname, path and strength of each LoRA of the clip.
+
+    Args:
+        metadata: of the clip.
+        moved: where to look for files first; which of them is whose, their contents say.
+
+    Raises:
+        ValueError: one is not there, or has changed; or one of `moved` is none of them.
+    """
+    from fastvideo.models.loader.lora_files import find_lora
+    from fastvideo.models.loader.weights import file_hashes
+
+    def hashes(path: str) -> list[str]:
+        return sorted(file_hashes({file.name: file.path for file in find_lora(path, transformers=2)}).values())
+
+    # a clip from before there were any has no such entry
+    adapters = (metadata.get("lora") or {}).get("adapters", [])
+    wanted = {adapter["nickname"]: sorted(adapter["files"].values()) for adapter in adapters}
+    now = {path: hashes(path) for path in moved}
+    for path, found in now.items():
+        if found not in wanted.values():
+            raise ValueError(f"--lora={path}: is no LoRA of the clip; it has {', '.join(wanted) or 'none'}")
+    loras = []
+    for adapter in adapters:
+        nickname, path = adapter["nickname"], adapter["path"]
+        path = next((other for other, found in now.items() if found == wanted[nickname]), path)
+        try:
+            found = hashes(path)
+        except ValueError as error:
+            raise ValueError(f"LoRA {nickname!r} of the clip: {error}; say with --lora where it is now") from None
+        if found != wanted[nickname]:
+            raise ValueError(f"LoRA {nickname!r} of the clip: {path} is another file now; say with --lora where it is")
+        loras.append((nickname, path, adapter["strength"]))
+    return loras
 
 
 def generate(generator: Any, settings: dict[str, Any], target: Path) -> Path:
