@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastvideo.configs.base import require_bool
+from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
 from fastvideo.models.loader.component_loader import Blueprint
 from fastvideo.models.loader.lora import Adapter, LoraSet, load_adapter, transformers_of
@@ -102,6 +103,8 @@ class Adapters:
 class LoraMethods(ABC):
     """The methods of a generator that are about LoRAs."""
 
+    args: FastVideoArgs
+
     def __init__(self, repo: Repo) -> None:
         """None at first, for the model of `repo`."""
         self._adapters = Adapters(repo)
@@ -128,9 +131,11 @@ class LoraMethods(ABC):
 
         Raises:
             ValueError: no such file, a LoRA for another model, a nickname that is another's, or a strength that is no
-                number. What worked before works on.
+                number, or options of the generator that do not go with it. What worked before works on.
             WorkerError: with several devices, a process failed by itself.
         """
+        named = lora_path or lora_nickname
+        replace(self.args, lora_path=named, lora_nickname="default").check_combinations(None)
         adapters = self._adapt(lambda now: now.with_adapter(lora_nickname, lora_path, strength, accumulate))
         return adapters.known[lora_nickname]
 

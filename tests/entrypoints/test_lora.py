@@ -111,6 +111,16 @@ class TestMethods:
         with pytest.raises(RuntimeError, match="shut down"):
             generator.set_lora_adapter("one", paths["one"])
 
+    def test_an_offloaded_transformer(self, wan_repo: Path, paths: dict[str, str]) -> None:
+        message = r"lora_path='.*': does not go with disk_offload=.*: weights that come and go are read from where"
+        with pytest.raises(ValueError, match=message):
+            VideoGenerator.from_pretrained(wan_repo, device="cpu", disk_offload=True, lora_path=paths["one"])
+        with VideoGenerator.from_pretrained(wan_repo, device="cpu", disk_offload=True) as made:
+            with pytest.raises(ValueError, match=message):
+                made.set_lora_adapter("one", paths["one"])
+            with pytest.raises(ValueError, match="adapters of weights that are offloaded are not available"):
+                made._adapt(lambda now: now.with_adapter("one", paths["one"], 1.0, False))
+
     def test_a_file_that_changed_since(self, generator: VideoGenerator, paths: dict[str, str], tmp_path: Path) -> None:
         path = shutil.copy(paths["one"], tmp_path / "one.safetensors")
         generator.set_lora_adapter("one", str(path))
