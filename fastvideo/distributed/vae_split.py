@@ -191,12 +191,21 @@ class Neighbours:
         """Whether this chunk is not the clip's first."""
         return self.chunk > 0
 
-    def extend(self, layer: nn.Module, x: torch.Tensor, frames: int, rows: int) -> tuple[torch.Tensor, int]:
+    def extend(
+        self,
+        layer: nn.Module,
+        x: torch.Tensor,
+        frames: int,
+        rows: int,
+        prepare: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, int]:
         """`x` [B, C, T, H, W] between the rows around it, and behind the frames before it, with zeros outside the clip;
         and the rows of zeros that are still to be added on either side: none where space is split.
 
-        `x` may be single frames [N, C, H, W] when `frames` is 0.
+        `x` may be single frames [N, C, H, W] when `frames` is 0. `prepare` is done to it first.
         """
+        if prepare is not None:
+            x = prepare(x, None)
         around = rows if self.plan.grid.space > 1 else 0
         if not frames and not around:
             return x, rows

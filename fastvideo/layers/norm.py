@@ -22,30 +22,41 @@ def blocks_help(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def in_blocks(function: Callable[..., torch.Tensor], x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-    """`function(x, *others)`, which works on each row [..., d] of tensors of one shape and gives `x`'s shape and dtype;
-    some rows at a time where that helps."""
+def in_blocks(
+    function: Callable[..., torch.Tensor], x: torch.Tensor, *others: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`function(x, *others)`, which works on each row [..., d] of tensors of one shape and gives `x`'s shape, in `x`'s
+    dtype or a wider one; some rows at a time where that helps. The result is in the dtype of `x`, in `out` if given,
+    whose rows lie one after the other."""
     rows = max(1, BLOCK_ELEMENTS // x.shape[-1]) * torch.get_num_threads()
-    if not blocks_help(x) or x.numel() <= rows * x.shape[-1]:
-        return function(x, *others)
+    if out is None:
+        if not blocks_help(x) or x.numel() <= rows * x.shape[-1]:
+            return function(x, *others).to(x.dtype)
+        out = torch.empty(x.shape, dtype=x.dtype)
     flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, *others)]
-    out = torch.empty(flat[0].shape, dtype=x.dtype)
-    for start in range(0, len(out), rows):
-        out[start : start + rows] = function(*(tensor[start : start + rows] for tensor in flat))
-    return out.view(x.shape)
+    written = out.view(flat[0].shape)
+    for start in range(0, len(written), rows):
+        written[start : start + rows] = function(*(tensor[start : start + rows] for tensor in flat))
+    return out
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """`x` [..., d] over its root mean square, times `weight` [d]: computed in fp32, in the dtype of `x`."""
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, *, silu: bool = False, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`x` [..., d] over its root mean square, times `weight` [d], then SiLU of it if `silu`: computed in fp32, in the
+    dtype of `x`. `out`, whose rows lie one after the other, gets the result."""
 
     def normalise(x: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         scale = torch.rsqrt(torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1] + eps)
-        return (wide * scale).mul_(weight.float()).to(x.dtype)
+        normed = (wide * scale if wide is x else wide.mul_(scale)).mul_(weight)
+        return F.silu(normed, inplace=True) if silu else normed
 
-    if not blocks_help(x):
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)
-    return in_blocks(normalise, x)
+    if blocks_help(x):
+        return in_blocks(normalise, x, out=out)
+    normed = F.rms_norm(x, (x.shape[-1],), weight, eps)
+    result = F.silu(normed) if silu else normed
+    return result if out is None else out.copy_(result)
 
 
 def modulated_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
@@ -67,7 +78,7 @@ def gated_sum(x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor) -> torch.Ten
         return in_blocks(lambda x, h, gate: (x.float() + h * gate).to(x.dtype), x, h, gate)
     if len(x) > 1:
         return torch.cat([gated_sum(*one) for one in zip(x.split(1), h.split(1), gate.split(1), strict=True)])
-    return in_blocks(lambda x, h: (x.float() + h * gate.view(-1)).to(x.dtype), x, h)
+    return in_blocks(lambda x, h: x.float() + h * gate.view(-1), x, h)
 
 
 class FP32LayerNorm(nn.LayerNorm):

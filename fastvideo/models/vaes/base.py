@@ -11,6 +11,13 @@ from fastvideo.layers.residence import OnDevice, Residence
 from fastvideo.models.vaes.tiling import Mosaic, Tiling
 
 
+class Prepare(Protocol):
+    """Work on each position's channels of a layer's input."""
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        """`x` prepared; `out`, of the same shape, gets the result if it is given."""
+
+
 class Neighbourhood(Protocol):
     """What a layer sees beyond the chunk of frames that goes through it: earlier frames, and rows on other ranks.
 
@@ -20,7 +27,9 @@ class Neighbourhood(Protocol):
     def started(self, layer: nn.Module) -> bool:
         """Whether frames of the clip went through `layer` before this chunk's."""
 
-    def extend(self, layer: nn.Module, x: torch.Tensor, frames: int, rows: int) -> tuple[torch.Tensor, int]:
+    def extend(
+        self, layer: nn.Module, x: torch.Tensor, frames: int, rows: int, prepare: Prepare | None = None
+    ) -> tuple[torch.Tensor, int]:
         """What a kernel of `layer` reaches from `x`, and the rows of zeros that a convolution still has to add.
 
         Args:
@@ -28,6 +37,7 @@ class Neighbourhood(Protocol):
             x: [B, C, T, H, W], or single frames [N, C, H, W] when `frames` is 0.
             frames: how many the kernel reaches back; before the clip's first there are zeros.
             rows: how many the kernel reaches above and below.
+            prepare: is done to `x` first.
 
         Returns:
             `x` behind the frames before it and, where rows are spread over ranks, between the rows around it; and the
@@ -50,16 +60,36 @@ class Past:
     def started(self, layer: nn.Module) -> bool:
         return layer in self._frames
 
-    def extend(self, layer: nn.Module, x: torch.Tensor, frames: int, rows: int) -> tuple[torch.Tensor, int]:
-        if frames:
-            before = self._frames.get(layer)
+    def extend(
+        self, layer: nn.Module, x: torch.Tensor, frames: int, rows: int, prepare: Prepare | None = None
+    ) -> tuple[torch.Tensor, int]:
+        if not frames:
+            return x if prepare is None else prepare(x, None), rows
+        before = self._frames.get(layer)
+        if prepare is not None and not torch.is_grad_enabled():
+            x = _prepared(x, before, frames, prepare)
+        else:
+            x = x if prepare is None else prepare(x, None)
             x = F.pad(x, (0, 0, 0, 0, frames, 0)) if before is None else torch.cat((before, x), dim=2)
-            # a copy: a view would keep all frames of all layers until the next chunk
-            self._frames[layer] = x[:, :, -frames:].clone(memory_format=torch.channels_last_3d)
+        # a copy: a view would keep all frames of all layers until the next chunk
+        self._frames[layer] = x[:, :, -frames:].clone(memory_format=torch.channels_last_3d)
         return x, rows
 
     def whole(self, x: torch.Tensor) -> torch.Tensor:
         return x
+
+
+def _prepared(x: torch.Tensor, before: torch.Tensor | None, frames: int, prepare: Prepare) -> torch.Tensor:
+    """`x` prepared, behind the `frames` frames `before` it or zeros: written once, where a convolution will read it."""
+    b, c, t, h, w = x.shape
+    y = torch.empty((b, c, frames + t, h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+    if before is None:
+        y[:, :, :frames].zero_()
+    else:
+        y[:, :, :frames] = before
+    for one, place in zip(x.split(1), y[:, :, frames:].split(1), strict=True):
+        prepare(one, place)
+    return y
 
 
 Decode = Callable[[torch.Tensor, Neighbourhood], torch.Tensor]

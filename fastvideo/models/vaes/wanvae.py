@@ -15,7 +15,7 @@ from torch import nn
 
 from fastvideo.configs.models.vaes.wanvae import WanVAEArchConfig
 from fastvideo.layers.norm import rms_norm
-from fastvideo.models.vaes.base import BaseVAE, Neighbourhood, Past
+from fastvideo.models.vaes.base import BaseVAE, Neighbourhood, Past, Prepare
 from fastvideo.models.vaes.tiling import Mosaic, Tiling
 from fastvideo.utils import require
 
@@ -27,9 +27,12 @@ class CausalConv3d(nn.Conv3d):
         kernel = (kernel_size,) * 3 if isinstance(kernel_size, int) else kernel_size
         super().__init__(in_channels, out_channels, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
 
-    def forward(self, x: torch.Tensor, past: Neighbourhood) -> torch.Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, past: Neighbourhood, prepare: Prepare | None = None
+    ) -> torch.Tensor:
+        """The convolution of `x` [B, C, T, H, W], to which `prepare` is done first."""
         time, height, width = self.kernel_size
-        y, padding = past.extend(self, x, frames=time - 1, rows=height // 2)
+        y, padding = past.extend(self, x, frames=time - 1, rows=height // 2, prepare=prepare)
         if not x.shape[2]:
             return x.new_empty(x.shape[0], self.out_channels, *x.shape[2:])
         return F.conv3d(y, self.weight, self.bias, padding=(0, padding, width // 2))
@@ -58,6 +61,11 @@ class ChannelNorm(nn.Module):
         """`x` [B, C, ...]: reduced over C, which is the contiguous dimension of a channels-last tensor."""
         return rms_norm(x.movedim(1, -1), self.gamma.flatten(), eps=1e-24).movedim(-1, 1)
 
+    def activated(self, x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        """SiLU of the norm of `x` [B, C, ...], in `out` if that is given."""
+        place = None if out is None else out.movedim(1, -1)
+        return rms_norm(x.movedim(1, -1), self.gamma.flatten(), eps=1e-24, silu=True, out=place).movedim(-1, 1)
+
 
 class ResidualBlock(nn.Module):
     """Two normalised, activated causal convolutions beside a shortcut."""
@@ -72,8 +80,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x, past)
-        h = self.conv1(F.silu(self.norm1(x)), past)
-        return self.conv2(F.silu(self.norm2(h)), past) + shortcut
+        h = self.conv1(x, past, self.norm1.activated)
+        return self.conv2(h, past, self.norm2.activated).add_(shortcut)
 
 
 class AttentionBlock(nn.Module):
@@ -217,7 +225,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x, past)
         x = self.mid_block(x, past)
-        return self.conv_out(F.silu(self.norm_out(x)), past)
+        return self.conv_out(x, past, self.norm_out.activated)
 
 
 class UpBlock(nn.Module):
@@ -285,7 +293,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x, past), past)
         for block in self.up_blocks:
             x = block(x, past)
-        return self.conv_out(F.silu(self.norm_out(x)), past)
+        return self.conv_out(x, past, self.norm_out.activated)
 
 
 def space_to_channels(x: torch.Tensor, patch: int) -> torch.Tensor:
