@@ -6,18 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-NAMES = ("FASTVIDEO_ATTENTION_BACKEND", "FASTVIDEO_CACHE_ROOT", "FASTVIDEO_LOGGING_LEVEL")
+NAMES = (
+    "FASTVIDEO_ATTENTION_BACKEND", "FASTVIDEO_CACHE_ROOT", "FASTVIDEO_CFG_GATE_STEP", "FASTVIDEO_LOGGING_LEVEL",
+)  # fmt: skip
 
 
 def check_names() -> None:
-    """Refuse a variable of ours that would do nothing.
+    """Refuse a variable of ours that would do nothing, and a value that means nothing.
 
     Raises:
-        ValueError: `FASTVIDEO_...` is set and this version has no such variable; lists those that it has.
+        ValueError: `FASTVIDEO_...` is set and this version has no such variable; lists those that it has;
+            or a bad value.
     """
     for name in sorted(os.environ):
         if name.startswith("FASTVIDEO_") and name not in NAMES:
             raise ValueError(f"{name}={os.environ[name]!r}: no such variable; unset it, there are {', '.join(NAMES)}")
+    cfg_gate_step()
 
 
 def logging_level() -> str:
@@ -31,6 +35,20 @@ def logging_level() -> str:
 def attention_backend() -> str | None:
     """`FASTVIDEO_ATTENTION_BACKEND`: the name of an attention backend, or None when not set."""
     return os.environ.get("FASTVIDEO_ATTENTION_BACKEND") or None
+
+
+def cfg_gate_step() -> float | None:
+    """`FASTVIDEO_CFG_GATE_STEP`: the `cfg_gate_step` of requests that do not say, from 0 to 1; None when not set."""
+    text = os.environ.get("FASTVIDEO_CFG_GATE_STEP")
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ValueError(f"FASTVIDEO_CFG_GATE_STEP={text!r}: must be a number from 0 to 1; 1 turns it off")
+    return value
 
 
 def cache_root() -> Path:

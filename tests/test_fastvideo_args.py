@@ -134,9 +134,9 @@ def test_the_argument_overrides_the_environment(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_variable_that_would_do_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTVIDEO_CFG_GATE_STEP", "5")
+    monkeypatch.setenv("FASTVIDEO_CFG_GATE_STEPS", "5")
     with pytest.raises(
-        ValueError, match=r"FASTVIDEO_CFG_GATE_STEP='5': no such variable; unset it, there are FASTVIDEO_ATT"
+        ValueError, match=r"FASTVIDEO_CFG_GATE_STEPS='5': no such variable; unset it, there are FASTVIDEO_ATT"
     ):
         FastVideoArgs.from_kwargs("shapes-t2v")
 
@@ -158,3 +158,12 @@ def test_loras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ValueError, match="lora_nickname='anime': names the one LoRA of lora_path, and there are several"
     ):
         given("a", "b", lora_nickname="anime")
+
+
+def test_a_bad_value_of_a_variable_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for bad in ("half", "5", "-0.1"):
+        monkeypatch.setenv("FASTVIDEO_CFG_GATE_STEP", bad)
+        with pytest.raises(ValueError, match=f"FASTVIDEO_CFG_GATE_STEP='{bad}': must be a number from 0 to 1"):
+            FastVideoArgs.from_kwargs("shapes-t2v")
+    monkeypatch.setenv("FASTVIDEO_CFG_GATE_STEP", "0.5")
+    FastVideoArgs.from_kwargs("shapes-t2v")

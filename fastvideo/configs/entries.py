@@ -26,6 +26,8 @@ class ModelEntry:
     under "model_index"."""
     components: tuple[str, ...] = ()
     """Components that other models of the class lack. An entry with neither is the default for its class."""
+    cache_coefficients: str | None = None
+    """What is published of this model for the step caches that use numbers of it, by their names, as "module:NAME"."""
     official_layout: str | None = None
     """The layout of the folders that the authors publish, as "module:NAME"."""
 

@@ -60,6 +60,7 @@ MODELS: tuple[ModelEntry, ...] = (
         pipeline_config="fastvideo.configs.pipelines.wan:WanT2V480PConfig",
         sampling="fastvideo.configs.sample.wan:WanT2V480PSampling",
         signature=(("transformer.num_layers", 30), ("transformer.ffn_dim", 8960)),
+        cache_coefficients="fastvideo.configs.sample.wan_coefficients:T2V_1_3B",
         **_WAN,
     ),
     ModelEntry(
@@ -69,6 +70,7 @@ MODELS: tuple[ModelEntry, ...] = (
         pipeline_config="fastvideo.configs.pipelines.wan:WanT2V720PConfig",
         sampling="fastvideo.configs.sample.wan:WanT2V720PSampling",
         signature=(("transformer.num_layers", 40), ("transformer.ffn_dim", 13824)),
+        cache_coefficients="fastvideo.configs.sample.wan_coefficients:T2V_14B",
         **_WAN,
     ),
     ModelEntry(
@@ -85,6 +87,7 @@ MODELS: tuple[ModelEntry, ...] = (
         pipeline_config="fastvideo.configs.pipelines.wan:WanI2V480PConfig",
         sampling="fastvideo.configs.sample.wan:WanI2V480PSampling",
         signature=(("transformer.num_layers", 40), ("scheduler.flow_shift", 3.0)),
+        cache_coefficients="fastvideo.configs.sample.wan_coefficients:I2V_14B_480P",
         **_WAN_I2V,
     ),
     ModelEntry(
@@ -94,6 +97,7 @@ MODELS: tuple[ModelEntry, ...] = (
         pipeline_config="fastvideo.configs.pipelines.wan:WanI2V720PConfig",
         sampling="fastvideo.configs.sample.wan:WanI2V720PSampling",
         signature=(("transformer.num_layers", 40), ("scheduler.flow_shift", 5.0)),
+        cache_coefficients="fastvideo.configs.sample.wan_coefficients:I2V_14B_720P",
         **_WAN_I2V,
     ),
     ModelEntry(

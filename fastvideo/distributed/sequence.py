@@ -49,6 +49,11 @@ class SequenceShard:
         """The whole of `tokens` [B, part of L, d], without padding, on every rank."""
         return self.groups.sp.all_gather(tokens, dim=1)[:, : self.length]
 
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sums [n] of `values` [n, B, part of L] over the whole sequence, without padding."""
+        start, stop = part_of(self.length, self.groups.sp.rank, self.groups.sp.size)
+        return self.groups.sp.all_reduce(values[..., : stop - start].sum(dim=(1, 2)))
+
     def attend(self, backend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Attention of this rank's `q` over the whole sequence, each [B, part of L, heads, D]."""
         ulysses = self.groups.ulysses

@@ -9,6 +9,7 @@ from fastvideo import __version__
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.pipelines.pipeline_batch_info import BlockRuns
 
 NOT_CONTENT = ("output_path", "save_video", "return_frames")
 """Sampling fields that say where a clip goes, not what it shows."""
@@ -31,6 +32,7 @@ def clip_metadata(
     attention_backend: str,
     device: str,
     threads: int,
+    block_runs: BlockRuns,
     inputs: dict[str, str] | None = None,
     lora: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -42,6 +44,7 @@ def clip_metadata(
         attention_backend: the one that ran, not the one that was asked for.
         device: the type of the one that ran.
         threads: of torch on the CPU, as the order of additions depends on them.
+        block_runs: how many the clip took, and how many were saved; for whoever reads it.
         inputs: the SHA-256 of the pixels of each image or video that the model was shown, by its name.
         lora: the adapters that worked, with the hashes of their files.
     """
@@ -61,6 +64,7 @@ def clip_metadata(
         "device": device,
         "devices": {name: getattr(args, name) for name in SHARING},
         "threads": threads,
+        "block_runs": block_runs._asdict(),
         "versions": versions(),
     }
 

@@ -36,6 +36,10 @@ class GenerationResult(Mapping[str, Any]):
     """Seconds of each stage of that call."""
     peak_memory_mb: float
     """The most memory that the device held, in MiB."""
+    block_runs: int
+    """How often a block of the diffusion transformer ran in that call."""
+    saved_block_runs: int
+    """How often more it would have without step caches and ways to compute guidance less often."""
 
     def __getitem__(self, key: str) -> Any:
         if key not in NAMES:

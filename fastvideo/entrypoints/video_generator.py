@@ -17,6 +17,7 @@ from fastvideo.entrypoints.adapters import Adapters, LoraMethods
 from fastvideo.entrypoints.media import Frames, output_file, output_files, write_video
 from fastvideo.entrypoints.media_inputs import digests, fitted, read_media
 from fastvideo.entrypoints.metadata import clip_metadata
+from fastvideo.entrypoints.quality import Tuned, find_tuned, in_plain_fields
 from fastvideo.entrypoints.result import GenerationResult, to_frames
 from fastvideo.entrypoints.watch import ProgressBar, interrupt_cancels
 from fastvideo.fastvideo_args import FastVideoArgs
@@ -261,6 +262,9 @@ class VideoGenerator(LoraMethods):
             lora = self._adapters.metadata()
             batch = executor.execute(batch)
         seconds = time.perf_counter() - started
+        runs = written(batch.block_runs, "block_runs")
+        if runs.saved:
+            logger.info("block runs: %d made, %d saved (%.0f%%)", *runs, 100 * runs.saved / sum(runs))
         frames = [] if batch.video is None else [to_frames(video) for video in batch.video]
         if files:
             executor.on_first(lambda: self._save(executor, batch, frames, files, weights, lora))
@@ -279,6 +283,8 @@ class VideoGenerator(LoraMethods):
                     generation_time=seconds,
                     stage_times=dict(batch.stage_times),
                     peak_memory_mb=batch.peak_memory / 2**20,
+                    block_runs=runs.made,
+                    saved_block_runs=runs.saved,
                 )
             )
         return results
@@ -306,6 +312,7 @@ class VideoGenerator(LoraMethods):
                 threads=executor.threads,
                 inputs=digests(batch.media),
                 lora=lora,
+                block_runs=written(batch.block_runs, "block_runs"),
             )
             logger.info("saved %s", write_video(clip, files[number], batch.sampling.fps, metadata))
 
@@ -320,7 +327,10 @@ class VideoGenerator(LoraMethods):
             sampling = copy.copy(sampling_param)
         sampling.update(**fields)
         sampling.check()
-        return sampling
+        return in_plain_fields(sampling, self.args.model, self.entry, self._tuned)
+
+    def _tuned(self) -> Tuned | None:
+        return self._running().on_first(lambda: find_tuned(weight_hashes(self.repo)))
 
     def _with_media(self, sampling: SamplingParam, given: dict[str, Any]) -> tuple[SamplingParam, MediaInputs]:
         """The media of a request, and `sampling` with the size that the video gets from them, so that whoever reads it

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -120,6 +120,14 @@ class MediaInputs:
         return tuple(name for name, value in found.items() if value is not None)
 
 
+class BlockRuns(NamedTuple):
+    """How often a block of the diffusion transformer ran, all steps and both predictions of guidance counted."""
+
+    made: int
+    saved: int
+    """How often more it would have without step caches and ways to compute guidance less often."""
+
+
 @dataclass(kw_only=True)
 class ForwardBatch:
     """One call of a pipeline: the prompts that go through it together.
@@ -148,6 +156,8 @@ class ForwardBatch:
     """On the CPU, from the seed, after the first noise was drawn."""
     latents: torch.Tensor | None = None
     """[B, C, t, h, w] fp32: noise first, the clean latents after denoising."""
+    block_runs: BlockRuns | None = None
+    """Of the denoising."""
     video: torch.Tensor | None = None
     """[B, 3, T, H, W] fp32 in [0, 1] on the CPU."""
     stage_times: dict[str, float] = field(default_factory=dict)

@@ -153,8 +153,8 @@ class ProcessCrew(Crew):
             if kind == ERROR:
                 return [Failed(rank, value)]
             if kind == VIDEO:
-                layout, times, peak = value
-                return [Finished(rank, Made(shared.load(_file_from(worker.connection), layout), times, peak))]
+                layout, *rest = value
+                return [Finished(rank, Made(shared.load(_file_from(worker.connection), layout), *rest))]
             assert kind == DONE, kind
             return [Finished(rank, value if value is None else Loaded(*value))]
         except (EOFError, OSError):

@@ -150,4 +150,4 @@ def _run(link: Link, worker: "Rank", number: int, request: bytes) -> None:
         return
     assert batch.video is not None
     with shared.stored(batch.video) as (file, layout):
-        link.send(VIDEO, (layout, batch.stage_times, batch.peak_memory), file)
+        link.send(VIDEO, (layout, batch.stage_times, batch.peak_memory, batch.block_runs), file)

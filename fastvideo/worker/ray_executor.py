@@ -204,7 +204,8 @@ class RayCrew(Crew):
             return [*events, Finished(rank, outcome.value)]
         # what Ray holds is read-only, and goes when nobody refers to it
         video = torch.from_numpy(outcome.video.copy())
-        return [*events, Finished(rank, Made(video, outcome.stage_times, outcome.peak_memory))]
+        made = Made(video, outcome.stage_times, outcome.peak_memory, outcome.block_runs)
+        return [*events, Finished(rank, made)]
 
     def _reports(self, ref: Any) -> list[Event]:
         reports = self._value(ref) or []

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from fastvideo.pipelines.pipeline_batch_info import Progress
+from fastvideo.pipelines.pipeline_batch_info import BlockRuns, Progress
 from fastvideo.worker.rank import Rank, open_store, quieten
 from fastvideo.worker.supervised import Loaded
 from fastvideo.worker.tally import Failure, Stack
@@ -35,6 +35,7 @@ class Outcome:
     """Of rank 0; an array, as Ray keeps those in its shared memory."""
     stage_times: dict[str, float] = field(default_factory=dict)
     peak_memory: int = 0
+    block_runs: BlockRuns | None = None
     reports: list[Progress] = field(default_factory=list)
     """All progress of the request."""
 
@@ -131,5 +132,6 @@ class RayWorker:
             video=batch.video.numpy(),
             stage_times=batch.stage_times,
             peak_memory=batch.peak_memory,
+            block_runs=batch.block_runs,
             reports=self._reports,
         )

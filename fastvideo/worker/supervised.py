@@ -12,7 +12,7 @@ import torch
 
 from fastvideo.logger import init_logger
 from fastvideo.models.loader.lora import LoraSet
-from fastvideo.pipelines.pipeline_batch_info import Control, ForwardBatch
+from fastvideo.pipelines.pipeline_batch_info import BlockRuns, Control, ForwardBatch
 from fastvideo.worker.tally import Agreed, Event, Reported, Stack, Tally
 
 T = TypeVar("T")
@@ -40,6 +40,7 @@ class Made:
     """[B, 3, T, H, W] fp32 in [0, 1] on the CPU."""
     stage_times: dict[str, float]
     peak_memory: int
+    block_runs: BlockRuns | None
 
 
 class Crew(Protocol):
@@ -117,7 +118,7 @@ class SupervisedExecutor:
             except BaseException:
                 self._drop()
                 raise
-        batch.video, batch.peak_memory = made.video, made.peak_memory
+        batch.video, batch.peak_memory, batch.block_runs = made.video, made.peak_memory, made.block_runs
         batch.stage_times.update(made.stage_times)
         return batch
 

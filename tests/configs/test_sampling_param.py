@@ -116,3 +116,43 @@ def test_sizes_are_checked_against_the_numbers_of_a_pipeline(field: str, value: 
 def test_sizes_that_fit() -> None:
     SamplingParam(height=96, width=832, num_frames=81).check_sizes(spatial=16, temporal=4)
     SamplingParam(height=98, width=2, num_frames=80).check_sizes(spatial=2, temporal=1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"quality": "best"}, "quality='best': must be one of exact, high, fast"),
+        ({"quality": "high", "cache": "fbcache"}, "cache='fbcache': quality='high' picks it; leave one of them out"),
+        ({"quality": "fast", "cfg_gate_step": 0.5}, "cfg_gate_step=0.5: quality='fast' picks it"),
+        ({"cache": "fb"}, "cache='fb': must be one of none, fbcache, teacache, magcache"),
+        ({"cache_threshold": 0.1}, "cache_threshold=0.1: does nothing without a cache; choose cache='fbcache' or"),
+        ({"cache_order": 1}, "cache_order=1: does nothing without a cache"),
+        ({"cache": "fbcache", "cache_threshold": -1}, "cache_threshold=-1: must be a finite number, at least 0"),
+        ({"cache": "fbcache", "cache_retention": 1.5}, "cache_retention=1.5: must be a finite number, from 0 to 1"),
+        ({"cache": "fbcache", "cache_max_skips": 0}, "cache_max_skips=0: must be a whole number, at least 1"),
+        ({"cache": "fbcache", "cache_order": 2}, "cache_order=2: must be 0 or 1"),
+        ({"cache": "fbcache", "cache_coefficients": (1.0,)}, r"fbcache has none; .* teacache and magcache have"),
+        ({"cache": "teacache", "cache_coefficients": ()}, r"cache_coefficients=\(\): must be a list of numbers"),
+        ({"cache": "magcache", "cache_coefficients": [1, "a"]}, "cache_coefficients='a': must be a finite number"),
+        ({"cfg_gate_step": 1.5}, "cfg_gate_step=1.5: must be a finite number, from 0 to 1"),
+        ({"cfg_gate_step": 0.99}, "cfg_gate_step=0.99: none of 50 steps lies after it; use at most 0.98"),
+        ({"cfg_gate_refresh": 2}, "cfg_gate_refresh=2: does nothing without a gate"),
+        ({"cfg_gate_refresh": 1, "cfg_gate_step": 0.5}, "cfg_gate_refresh=1: would compute every step; use 2 or more"),
+        ({"cfg_zero_star": 1}, "cfg_zero_star=1: must be True or False"),
+        ({"zero_init_steps": 1}, "zero_init_steps=1: does nothing without cfg_zero_star"),
+        ({"zero_init_steps": 50, "cfg_zero_star": True}, "zero_init_steps=50: leaves none of the 50 steps"),
+        ({"guidance_interval": 0.5}, "guidance_interval=0.5: must be two numbers from 0 to 1"),
+        ({"guidance_interval": (0.5, 0.2)}, r"guidance_interval=\(0.5, 0.2\): must be two numbers"),
+        ({"guidance_interval": (0.5, 0.51)}, "none of 50 steps lies in it; widen it"),
+    ],
+)
+def test_what_trades_quality_for_speed_is_checked(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamplingParam(**fields).check()
+
+
+def test_lists_are_as_good_as_tuples() -> None:
+    SamplingParam(guidance_interval=[0.2, 1.0]).check()  # type: ignore[arg-type]
+    # a file has lists: this is the default
+    SamplingParam(quality="high", guidance_interval=[0.0, 1.0]).check()  # type: ignore[arg-type]
+    SamplingParam(cache="magcache", cache_coefficients=[1, 0.9]).check()  # type: ignore[arg-type]

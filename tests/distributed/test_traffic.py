@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastvideo.configs.sample import SamplingParam
 from fastvideo.distributed.cost import StepShape, bytes_sent
 from fastvideo.distributed.groups import build_groups, traffic
 from fastvideo.distributed.layout import Layout
 from fastvideo.models.loader.component_loader import load_component
 from fastvideo.models.loader.repo import resolve_repo
-from fastvideo.pipelines.stages.denoising import DenoisingStage
+from fastvideo.pipelines.stages.prediction import Predictor, same_guidance
 from tests.distributed.processes import Processes
 
 SHAPE = StepShape(layers=3, hidden=48, tokens=3 * 2 * 4, text=8, patch=64, latents=16 * 3 * 4 * 8, batch=2, itemsize=4)
@@ -21,13 +22,12 @@ def step(repo: Path, layout: Layout) -> Counter[str]:
     """The bytes that this rank sends for one guided step, by group."""
     groups = build_groups(layout, "cpu")
     model = load_component(resolve_repo(repo).components["transformer"], groups=groups)
-    stage = DenoisingStage.__new__(DenoisingStage)
-    stage.groups = groups
+    predict = Predictor(SamplingParam(), 1, guide=same_guidance, cfg=groups.cfg)
     # one row for the padding makes 8 rows of text
     text = {"text": torch.zeros(2, 7, 36), "text_padding": 505}
     traffic.clear()
     with torch.no_grad():
-        stage.both(model, torch.zeros(2, 16, 3, 4, 8), torch.ones(2), text, text)
+        predict.both(model, torch.zeros(2, 16, 3, 4, 8), torch.ones(2), text, text)
     sent: Counter[str] = Counter()
     for name, count in traffic.items():
         sent[name.split(".")[0]] += count

@@ -64,9 +64,9 @@ class TestResults:
             assert result[name] is getattr(result, name)
         assert set(result) == {
             "frames", "samples", "audio", "audio_sample_rate", "video_path", "prompts", "seed", "size",
-            "generation_time", "stage_times", "peak_memory_mb",
+            "generation_time", "stage_times", "peak_memory_mb", "block_runs", "saved_block_runs",
         }  # fmt: skip
-        assert len(result) == 11
+        assert len(result) == 13
         assert "size" in result
         assert result.get("nothing") is None
         with pytest.raises(KeyError, match=r"nothing.*a result has frames"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from fastvideo.configs.base import Assignable, require_bool, require_number, require_whole
+from fastvideo.configs.sample.speed import check_speed
 from fastvideo.utils import require
 
 MEDIA = {
@@ -79,6 +80,32 @@ class SamplingParam(Assignable):
     """How much of a given video is noise at the start, above 0 to 1; None is the model's own."""
     conditioning_scale: float | list[float] | None = None
     """How strongly a control video or reference images steer, one number or one for each control layer; None is 1."""
+    quality: str = "exact"
+    """exact; or high or fast: what `fastvideo tune` chose for this model among the fields below."""
+    cache: str = "none"
+    """How blocks are skipped between steps: none, fbcache, teacache (arXiv 2411.19108) or magcache (2506.09045)."""
+    cache_threshold: float | None = None
+    """The change below which they are; 0 skips none. None is the method's usual one."""
+    cache_retention: float | None = None
+    """Share of the steps, from the first, that run all blocks; None is the method's usual one."""
+    cache_max_skips: int | None = None
+    """At most so many steps in a row skip; None is the method's usual number."""
+    cache_order: int = 0
+    """0 adds the last residual again, 1 extrapolates the last two (arXiv 2503.06923)."""
+    cache_coefficients: tuple[float, ...] | None = None
+    """teacache's polynomial, highest power first, or magcache's ratio at each step; None is the model's own."""
+    cfg_gate_step: float | None = None
+    """Share of the steps after which guidance reuses its last difference and the unconditional prediction is left out
+    (LinearAG of arXiv 2312.12487); 1 never. None is what FASTVIDEO_CFG_GATE_STEP says, else 1."""
+    cfg_gate_refresh: int = 0
+    """After the gate every n-th step computes it anyway; 0 none."""
+    cfg_zero_star: bool = False
+    """Fit the unconditional prediction to the conditional one, and start from zero (CFG-Zero*, arXiv 2503.18886)."""
+    zero_init_steps: int | None = None
+    """Steps from the first whose prediction is zero, with cfg_zero_star; None is 1."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Start and end of guidance, as shares of the steps; outside it the conditional prediction is used
+    (arXiv 2404.07724)."""
 
     @classmethod
     def from_pretrained(cls, model: str | Path) -> "SamplingParam":
@@ -109,6 +136,7 @@ class SamplingParam(Assignable):
         path = self.output_path
         require(isinstance(path, (str, Path)) and bool(str(path)), "output_path", path, "must be a path, not empty")
         self._check_media()
+        check_speed(self)
 
     def _check_media(self) -> None:
         require(self.image_fit in FITS, "image_fit", self.image_fit, f"must be one of {', '.join(FITS)}")

@@ -27,6 +27,7 @@ SHORT_FLAGS = {
     "frames": "num_frames",
     "guidance": "guidance_scale",
     "negative": "negative_prompt",
+    "quality": "quality",
     "image": "image_path",
     "last_image": "last_image_path",
     "video": "video_path",
@@ -80,7 +81,11 @@ def run(options: Namespace) -> int:
 def summary(result: "GenerationResult", fps: int) -> str:
     """A clip in a few words."""
     height, width, count = result.size
-    return f"{count} frames of {width}x{height}, {fps} a second, seed {result.seed}, in {result.generation_time:.1f} s"
+    saved, total = result.saved_block_runs, result.saved_block_runs + result.block_runs
+    return (
+        f"{count} frames of {width}x{height}, {fps} a second, seed {result.seed}, in {result.generation_time:.1f} s"
+        + (f", {saved} of {total} block runs saved" if saved else "")
+    )
 
 
 def job_of(options: Namespace) -> Job:

@@ -184,6 +184,7 @@ def generate_flags(parser: Parser) -> None:
         (("--frames",), int, "N", "frames of the clip"),
         (("--guidance",), float, "G", "strength of the prompt; 1 is no guidance"),
         (("--negative",), str, "TEXT", "what to steer away from"),
+        (("--quality",), str, "Q", "exact (default); high or fast, as fastvideo tune measured for the model"),
         *MEDIA_FLAGS,
         (("--image-fit",), str, "FIT", "area (default): the size follows the input's proportions; or stretch"),
     ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastvideo.layers.residence import OnDevice, Residence
+from fastvideo.models.dits.step_cache import StepCache
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class SequenceSharding(Protocol):
     def gather(self, tokens: torch.Tensor) -> torch.Tensor:
         """The whole of `tokens` again, on every rank."""
 
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sums [n] of `values` [n, B, part of L], a number for each token here, over the whole sequence."""
+
 
 class WholeSequence:
     """The sharding over one rank: the identity."""
@@ -46,10 +50,21 @@ class WholeSequence:
     def gather(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens
 
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        return values.sum(dim=(1, 2))
+
+
+def alone(value: torch.Tensor) -> torch.Tensor:
+    """What one rank agrees on: its own value."""
+    return value
+
 
 class BaseDiT(nn.Module, ABC, Generic[Context]):
     """A diffusion transformer. A family writes `embed`, its block, `project` and `unpatchify`; `forward` is this one
     for all."""
+
+    timestep_input: ClassVar[str]
+    """The field of its context that says of the timestep what the blocks get: what TeaCache compares."""
 
     blocks: nn.ModuleList
     residence: Residence = OnDevice()
@@ -58,6 +73,10 @@ class BaseDiT(nn.Module, ABC, Generic[Context]):
     def __init__(self) -> None:
         super().__init__()
         self.sequence: SequenceSharding = WholeSequence()
+        self.agree: Callable[[torch.Tensor], torch.Tensor] = alone
+        """Gives the value of the first of the ranks that run the blocks together on all of them."""
+        self.step_cache = StepCache()
+        """Who runs the blocks. Whoever calls the model sets it for each pass."""
 
     @abstractmethod
     def embed(self, latents: torch.Tensor, timestep: torch.Tensor, **conditions: Any) -> tuple[torch.Tensor, Context]:
@@ -72,10 +91,8 @@ class BaseDiT(nn.Module, ABC, Generic[Context]):
         """The prediction [B, C, T, H, W] from all of its `patches`."""
 
     def run_blocks(self, tokens: torch.Tensor, context: Context) -> torch.Tensor:
-        """All blocks in order. What skips blocks between steps wraps this method and nothing else."""
-        for block in self.blocks:
-            tokens = block(tokens, context)
-        return tokens
+        """The tokens after the last block; a step cache may skip blocks, here and nowhere else."""
+        return self.step_cache.run(self, tokens, context)
 
     def forward(self, latents: torch.Tensor, timestep: torch.Tensor, **conditions: Any) -> torch.Tensor:
         """Predict from `latents` [B, C, T, H, W] at `timestep` [B]; `conditions` are the keywords of `embed`."""

@@ -187,6 +187,8 @@ class WanTransformer3DModel(BaseDiT[WanContext]):
     Predicts the flow's velocity (noise minus data) for latents [B, C, T, H, W] at timesteps [B] in [0, 1000].
     """
 
+    timestep_input = "modulation"
+
     def __init__(self, arch: WanVideoArchConfig) -> None:
         super().__init__()
         self.arch = arch

@@ -54,8 +54,13 @@ def spread_decoder(model: nn.Module, groups: Groups) -> None:
 
 
 def spread_sequence(model: nn.Module, groups: Groups) -> None:
-    """Let each rank of `groups.sp` run a transformer's blocks on its part of the tokens."""
-    if groups.sp.size == 1 or not isinstance(model, BaseDiT):
+    """Let each rank of `groups.sp` run a transformer's blocks on its part of the tokens, and let all that run blocks
+    together agree on which."""
+    if not isinstance(model, BaseDiT):
+        return
+    if groups.sp.size * groups.tp.size > 1:
+        model.agree = lambda value: groups.sp.broadcast(groups.tp.broadcast(value))
+    if groups.sp.size == 1:
         return
     shard = SequenceShard(groups)
     model.sequence = shard

@@ -1,47 +1,25 @@
 """The denoising loop, one for all models."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.encoders.base import TextEmbeddings
 from fastvideo.models.schedulers import Scheduler
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch, Picture, written
 from fastvideo.pipelines.stages.base import PipelineStage
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance (arXiv 2207.12598), rescaled by `rescale` (arXiv 2305.08891, section 3.4)."""
-
-    scale: float
-    rescale: float = 0.0
-
-    def __call__(self, conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
-        """The guided prediction in fp32, all [B, C, t, h, w]: in bf16 the difference of two near equals is mostly
-        rounding, which the scale then enlarges."""
-        conditional, unconditional = conditional.float(), unconditional.float()
-        guided = unconditional + self.scale * (conditional - unconditional)
-        if not self.rescale:
-            return guided
-        axes = tuple(range(1, guided.ndim))
-        ratio = conditional.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
-        return guided * (self.rescale * ratio + (1 - self.rescale))
-
+from fastvideo.pipelines.stages.prediction import At, Guide, Predictor, same_guidance
+from fastvideo.pipelines.stages.prediction import Guidance as Guidance
 
 Pick = Callable[[torch.Tensor], BaseDiT[Any]]
 """The model for a timestep (a scalar tensor on the scheduler's scale)."""
 Conditions = Callable[[TextEmbeddings], dict[str, Any]]
 """The keywords of the model's `embed` for embedded prompts."""
-Guide = Callable[[SamplingParam, torch.Tensor], Guidance]
-"""The guidance at a timestep."""
 Preview = Callable[[torch.Tensor], torch.Tensor]
 """Of latents [B, C, t, h, w] a frame [B, 3, H, W] in [-1, 1], at a small part of a step's cost, on this rank alone."""
 
@@ -73,11 +51,6 @@ def as_they_are(latents: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
     return latents
 
 
-def same_guidance(sampling: SamplingParam, timestep: torch.Tensor) -> Guidance:
-    """The request's guidance at every timestep."""
-    return Guidance(sampling.guidance_scale, sampling.guidance_rescale)
-
-
 class DenoisingStage(PipelineStage):
     """Takes the latents from noise to data. What a family does differently is in the functions it is given.
 
@@ -86,7 +59,7 @@ class DenoisingStage(PipelineStage):
 
     name = "denoising"
     reads: tuple[str, ...] = ("prompt_embeds", "negative_prompt_embeds", "timesteps", "latents")
-    writes = ("latents",)
+    writes = ("latents", "block_runs")
 
     def __init__(
         self,
@@ -127,6 +100,7 @@ class DenoisingStage(PipelineStage):
         if batch.guided:
             negative = self.conditions(written(batch.negative_prompt_embeds, "negative_prompt_embeds")) | extras
         total = len(timesteps)
+        predict = Predictor(batch.sampling, total, guide=self.guide, cfg=self.groups.cfg)
         clean: Callable[[], torch.Tensor] | None = None
 
         def draw() -> Picture | None:
@@ -138,32 +112,13 @@ class DenoisingStage(PipelineStage):
         for step, t in batch.control.steps(self.name, enumerate(timesteps, start=1), total, draw):
             model = self.use(self.pick(t))
             given, timestep = self.prepare(latents, t, batch)
-            if negative is None:
-                prediction = model(given, timestep, **text)
-            else:
-                prediction = self.guide(batch.sampling, t)(*self.both(model, given, timestep, text, negative))
+            prediction = predict(model, At(step - 1, t, latents), given, timestep, text, negative)
             if batch.control.preview_every:
                 clean = partial(self.scheduler.clean, prediction, t, latents)
             latents = self.scheduler.step(prediction, t, latents)
             check_finite(latents, step, total)
-        batch.latents = self.finish(latents, batch)
+        batch.latents, batch.block_runs = self.finish(latents, batch), predict.block_runs(latents.device)
         return batch
-
-    def both(
-        self,
-        model: BaseDiT[Any],
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        text: dict[str, Any],
-        negative: dict[str, Any],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The conditional and the unconditional prediction: one after the other, or on two groups of ranks at once."""
-        cfg = self.groups.cfg
-        if cfg.size == 1:
-            return model(latents, timestep, **text), model(latents, timestep, **negative)
-        mine = model(latents, timestep, **(text if cfg.rank == 0 else negative))
-        conditional, unconditional = cfg.all_gather(mine.unsqueeze(0)).unbind()
-        return conditional, unconditional
 
 
 def picture_of(frames: torch.Tensor) -> Picture:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.configs.sample.speed import OF_GUIDANCE, SPEED, given
+from fastvideo.distributed.layout import Layout
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.pipelines.stages.base import PipelineStage
@@ -42,7 +44,32 @@ class InputValidationStage(PipelineStage):
             f"without guidance (guidance_scale={batch.sampling.guidance_scale}) it would do nothing",
             "set it to 0, or guidance_scale above 1",
         )
+        check_speed_together(batch, self.groups.layout)
         self.check_sampling(batch.sampling)
+
+
+def check_speed_together(batch: ForwardBatch, layout: Layout) -> None:
+    """Check that what trades quality for speed does something, and can be done by the ranks of `layout`.
+
+    Raises:
+        ValueError: the field, its value, the rule, and what to do.
+    """
+    sampling = batch.sampling
+    values = sampling.to_dict()
+    require(sampling.quality == "exact", "quality", sampling.quality, "stands for other fields",
+            "let a VideoGenerator look them up, or set those")  # fmt: skip
+    without_guidance = f"without guidance (guidance_scale={sampling.guidance_scale}) it would do nothing"
+    for name in given(sampling, OF_GUIDANCE):
+        off = name == "cfg_gate_step" and values[name] == 1
+        require(batch.guided or off, name, values[name], without_guidance,
+                "leave it out, or set guidance_scale above 1")  # fmt: skip
+    missing = sampling.cache == "magcache" and sampling.cache_coefficients is None
+    require(not missing, "cache", "magcache", "needs the ratios of this model, which nobody measured",
+            "run fastvideo tune MODEL, or give cache_coefficients")  # fmt: skip
+    for name in given(sampling, SPEED) if layout.fsdp and layout.cfg > 1 else ():
+        require(name in ("cfg_zero_star", "zero_init_steps"), name, values[name],
+                "guidance's two predictions gather sharded weights together, so they must run the same blocks",
+                "use cfg_size=1, or leave it out")  # fmt: skip
 
 
 def check_prompts(prompts: list[str]) -> None:
