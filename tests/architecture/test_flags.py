@@ -132,6 +132,17 @@ FLAGS: dict[str, tuple[str, ...]] = {
         "model",
     ),
     "verify": ("--help", "-h", "model"),
+    "router": (
+        "--config",
+        "--help",
+        "--router.check_seconds",
+        "--router.host",
+        "--router.max_upload_mb",
+        "--router.port",
+        "--router.replicas",
+        "--router.replicas+",
+        "-h",
+    ),
     "keys": ("--data-dir", "--database", "--help", "--max-jobs", "--scopes", "-h", "action", "name"),
     "bench": (
         "--device",

@@ -15,8 +15,8 @@ from fastvideo import __version__
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.bench.cases import CASES
-from fastvideo.entrypoints.cli.serve_flags import keys_flags, serve_flags
-from fastvideo.entrypoints.serve.flags import serve_keys
+from fastvideo.entrypoints.cli.serve_flags import keys_flags, router_flags, serve_flags
+from fastvideo.entrypoints.serve.flags import router_keys, serve_keys
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.utils import nearest
 
@@ -45,6 +45,7 @@ COMMANDS = {
     "bench": Command("fastvideo.entrypoints.bench.run:run", "measure speed and memory beside the reference"),
     "serve": Command("fastvideo.entrypoints.serve.run:run", "serve a model over HTTP, as OpenAI clients speak it"),
     "keys": Command("fastvideo.entrypoints.serve.keys_command:run", "add, list and revoke API keys of a server"),
+    "router": Command("fastvideo.entrypoints.serve.router:run", "stand before several servers of one model"),
 }
 MEDIA_FLAGS: list[tuple[tuple[str, ...], type, str, str]] = [
     (("--image",), str, "IMAGE", "what the video starts with, a file or an http(s) URL, as those below"),
@@ -148,6 +149,7 @@ def config_keys() -> dict[str, Any]:
 CONFIGS: dict[str, Callable[[], dict[str, Any]]] = {
     "generate": config_keys,
     "serve": lambda: engine_keys() | serve_keys(),
+    "router": router_keys,
 }
 """The keys of a config file, by the command that takes one."""
 
@@ -158,7 +160,7 @@ def build_parser() -> Parser:
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     builders: dict[str, Callable[[Parser], None]] = {
         "generate": generate_flags, "replay": replay_flags, "inspect": model_flags, "verify": model_flags,
-        "plan": plan_flags, "bench": bench_flags, "keys": keys_flags,
+        "plan": plan_flags, "bench": bench_flags, "keys": keys_flags, "router": router_flags,
         "serve": lambda sub: serve_flags(sub, CONFIGS["serve"]()),
     }  # fmt: skip
     for name, command in COMMANDS.items():

@@ -1,4 +1,4 @@
-"""The flags of `fastvideo serve` and `keys`. Importing this must stay quick."""
+"""The flags of `fastvideo serve`, `keys` and `router`. Importing this must stay quick."""
 
 import argparse
 import textwrap
@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from fastvideo.entrypoints.serve.flags import KEY_ACTIONS
+from fastvideo.entrypoints.serve.flags import KEY_ACTIONS, router_keys
 
 
 def serve_flags(parser: ArgumentParser, keys: dict[str, Any]) -> None:
@@ -18,6 +18,15 @@ def serve_flags(parser: ArgumentParser, keys: dict[str, Any]) -> None:
         "flag as well, such as --server.port 9000, which beats the file. docs/serving.md lists them."
     )
     parser.epilog = textwrap.fill(about, 80)
+
+
+def router_flags(parser: ArgumentParser) -> None:
+    """The flags of `fastvideo router`."""
+    dotted_flags(parser, router_keys())
+    parser.epilog = textwrap.fill(
+        "A config file has the section router with the keys replicas (URLs of servers), host, port, max_upload_mb and "
+        "check_seconds; each is a flag as well, such as --router.port 80, which beats the file.", 80
+    )  # fmt: skip
 
 
 def dotted_flags(parser: ArgumentParser, keys: dict[str, Any]) -> None:

@@ -38,6 +38,12 @@ class Hub:
         with self._lock:
             return self._latest.get(job_id)
 
+    @property
+    def watched(self) -> int:
+        """How many jobs somebody listens to."""
+        with self._lock:
+            return len(self._listeners)
+
     @contextmanager
     def listening(self, job_id: str) -> Iterator["Listener"]:
         """Listens to `job_id` within the block, in the running event loop."""

@@ -12,6 +12,16 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 MB, GB = 1 << 20, 1 << 30
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine reach an address."""
+    if host in LOOPBACK_NAMES:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 @dataclass(kw_only=True)
 class ServerSettings(Assignable):
     """The keys under `server` in a config file."""
@@ -68,12 +78,7 @@ class ServerSettings(Assignable):
     @property
     def on_loopback(self) -> bool:
         """Whether only programs of this machine reach the server."""
-        if self.host in LOOPBACK_NAMES:
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     @property
     def needs_keys(self) -> bool:
@@ -124,3 +129,34 @@ class ServerSettings(Assignable):
         if secret is not None:
             good = re.fullmatch(r"whsec_[A-Za-z0-9+/]{32,}={0,2}", secret)
             require(good is not None, "webhook_secret", "...", "must be whsec_ and base64 of at least 24 bytes")
+
+
+@dataclass(kw_only=True)
+class RouterSettings(Assignable):
+    """The keys under `router` in a config file."""
+
+    replicas: list[str]
+    """Base URLs of the servers, such as http://10.0.0.1:8000."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 8080
+    """Port to listen on."""
+    max_upload_mb: float = 20.0
+    """Largest body of a request."""
+    check_seconds: float = 1.0
+    """Between two looks at a replica."""
+
+    def check(self) -> None:
+        """Check all settings together.
+
+        Raises:
+            ValueError: the setting, its value, the rule, and what to do.
+        """
+        require(len(self.replicas) > 0, "replicas", self.replicas, "at least one URL of a server")
+        for url in self.replicas:
+            require(re.fullmatch(r"https?://[^/?#]+/?", url) is not None, "replicas", url,
+                    "must be the base URL of a server", "try http://127.0.0.1:8000")  # fmt: skip
+        require(len(set(self.replicas)) == len(self.replicas), "replicas", self.replicas, "one URL stands there twice")
+        require_whole("port", self.port, 0)
+        require_number("check_seconds", self.check_seconds, 0.05)
+        require_number("max_upload_mb", self.max_upload_mb, 0.001)
