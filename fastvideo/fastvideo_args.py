@@ -11,6 +11,7 @@ from fastvideo import envs
 from fastvideo.configs.base import Assignable, require_bool, require_number, require_whole
 from fastvideo.configs.combinations import HOST_OFFLOAD, check_combinations
 from fastvideo.configs.pipelines.base import PRECISIONS, PipelineConfig
+from fastvideo.configs.quantization import QUANTIZATIONS
 from fastvideo.utils import require, require_known
 
 DEVICES = ("auto", "cuda", "cpu", "mps")
@@ -75,6 +76,10 @@ class FastVideoArgs(Assignable):
     disk_offload: bool | tuple[str, ...] = False
     """Leave weights in their files, and read them each time they are needed: of all components that are not kept in
     host memory, or of those named."""
+    quantization: str | None = None
+    """Of the weights of the diffusion transformer's linear layers: int8, int8_dynamic, fp8, fp8_dynamic or nf4."""
+    text_encoder_quantization: str | None = None
+    """The same, of the text encoder's."""
     VSA_sparsity: float = 0.0
     """Share of the key blocks that video sparse attention leaves out."""
     lora_path: str | list[str] | None = None
@@ -109,6 +114,7 @@ class FastVideoArgs(Assignable):
         self._check_parallel()
         self._check_offload()
         self._check_compile()
+        self._check_quantization()
         require_number("VSA_sparsity", self.VSA_sparsity, 0, 1)
         require(self.VSA_sparsity == 0, "VSA_sparsity", self.VSA_sparsity,
                 "video sparse attention is not available in this version", "leave it 0")  # fmt: skip
@@ -169,6 +175,22 @@ class FastVideoArgs(Assignable):
         return component.startswith("text_encoder") or (
             component.startswith("transformer") and self.dit_layerwise_offload
         )
+
+    @property
+    def quantized(self) -> bool:
+        """Whether any weights are quantized."""
+        return self.quantization is not None or self.text_encoder_quantization is not None
+
+    def quantization_of(self, component: str) -> str | None:
+        """How the weights of `component`, a name in `model_index.json`, are quantized."""
+        if component.startswith("transformer"):
+            return self.quantization
+        return self.text_encoder_quantization if component.startswith("text_encoder") else None
+
+    @staticmethod
+    def quantization_option(component: str) -> str:
+        """The option that says so."""
+        return "quantization" if component.startswith("transformer") else "text_encoder_quantization"
 
     def resolved_attention_backend(self) -> str:
         """The name asked for: the option, or FASTVIDEO_ATTENTION_BACKEND, or "auto"."""
@@ -238,6 +260,12 @@ class FastVideoArgs(Assignable):
                 "names the one LoRA of lora_path" + (", and there are several" if listed else ", and there is none"),
                 "leave it out" if listed else "set lora_path, or leave it out")  # fmt: skip
         self.loras()
+
+    def _check_quantization(self) -> None:
+        choices = tuple(QUANTIZATIONS)
+        for name in ("quantization", "text_encoder_quantization"):
+            value = getattr(self, name)
+            require(value is None or value in choices, name, value, f"must be one of {', '.join(choices)}, or None")
 
     def _check_compile(self) -> None:
         require_bool("enable_torch_compile", self.enable_torch_compile)

@@ -13,7 +13,7 @@ KEYWORDS_IN_USE = (
     "dit_layerwise_offload text_encoder_cpu_offload image_encoder_cpu_offload vae_cpu_offload pin_cpu_memory "
     "enable_torch_compile torch_compile_kwargs pipeline_config attention_backend VSA_sparsity lora_path lora_nickname "
     "dist_timeout precision device "
-    "ulysses_size ring_size cfg_size disk_offload"
+    "ulysses_size ring_size cfg_size disk_offload quantization text_encoder_quantization"
 )
 
 
@@ -60,6 +60,8 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("pin_cpu_memory", True, "does nothing without offloading to the host; set dit_cpu_offload=True or the like"),
     ("disk_offload", "vae", "must be True, False, or names of components"),
     ("disk_offload", ("vae", 2), "must be True, False, or names of components"),
+    ("quantization", "int4", "must be one of int8, int8_dynamic, fp8, fp8_dynamic, nf4, or None"),
+    ("text_encoder_quantization", True, "must be one of int8"),
     ("VSA_sparsity", 0.5, "leave it 0"),
     ("VSA_sparsity", 2, "from 0 to 1"),
     ("lora_path", 3, "must be a path, or a list of paths"),

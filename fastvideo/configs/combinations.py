@@ -93,6 +93,27 @@ CONFLICTS: tuple[Conflict, ...] = (
         )
         for name in ("dit_layerwise_offload", "disk_offload", "dit_cpu_offload")
     ),
+    *(
+        Conflict(
+            option=name, other="use_fsdp_inference", reason="quantized weights cannot be sharded",
+            fix="use tp_size in its place, or leave it None",
+        )
+        for name in ("quantization", "text_encoder_quantization")
+    ),
+    *(
+        Conflict(
+            option=name, other=other, reason="quantized weights stay on the device",
+            fix="leave one of them out: they may well fit now",
+        )
+        for name, other in (
+            ("quantization", "dit_cpu_offload"), ("quantization", "dit_layerwise_offload"),
+            ("text_encoder_quantization", "text_encoder_cpu_offload"),
+        )
+    ),
+    Conflict(
+        option="lora_path", other="quantization", reason="quantized weights cannot be changed any more",
+        fix="leave one of them out, or merge the LoRA into the weights beforehand",
+    ),
 )  # fmt: skip
 
 

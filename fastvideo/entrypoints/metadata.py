@@ -1,6 +1,8 @@
 """What a clip's file says about itself: enough to make the same clip again, and to see why one differs."""
 
 import platform
+from collections.abc import Collection
+from contextlib import suppress
 from importlib import metadata as installed
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ SHARING = ("num_gpus", "tp_size", "ulysses_size", "ring_size", "cfg_size", "use_
 
 PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "numpy", "av", "ftfy")
 """Distributions whose version can change a pixel."""
+QUANTIZERS = ("torchao",)
+"""Those that do where weights are quantized."""
 
 
 def clip_metadata(
@@ -61,11 +65,13 @@ def clip_metadata(
         "attention_backend": attention_backend,
         "enable_torch_compile": args.enable_torch_compile,
         "torch_compile_kwargs": args.torch_compile_kwargs,
+        "quantization": args.quantization,
+        "text_encoder_quantization": args.text_encoder_quantization,
         "device": device,
         "devices": {name: getattr(args, name) for name in SHARING},
         "threads": threads,
         "block_runs": block_runs._asdict(),
-        "versions": versions(),
+        "versions": versions(QUANTIZERS if args.quantized else ()),
     }
 
 
@@ -76,9 +82,13 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def versions() -> dict[str, str]:
-    """The versions of everything that computes."""
+def versions(others: Collection[str] = ()) -> dict[str, str]:
+    """The versions of everything that computes, and of those of `QUANTIZERS` that are in `others` and are there."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for name in PACKAGES:
         found[name] = installed.version(name)
+    for name in QUANTIZERS:
+        if name in others:
+            with suppress(installed.PackageNotFoundError):
+                found[name] = installed.version(name)
     return found

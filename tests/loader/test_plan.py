@@ -85,7 +85,7 @@ def test_what_cannot_work_is_refused(numbers: ModelNumbers, options: dict[str, A
 def test_the_numbers_of_a_repo(wan_repo: Path) -> None:
     args = FastVideoArgs.from_kwargs(str(wan_repo), num_gpus=3, device="cpu")
     repo, config = resolve_repo(wan_repo), args.resolved_pipeline_config()
-    numbers = numbers_of(blueprints_of(repo), repo.entry, config, "cpu")
+    numbers = numbers_of(blueprints_of(repo), repo.entry, config, FastVideoArgs(model=str(repo.model), device="cpu"))
     assert numbers.heads == 3
     assert numbers.widths["transformer.ffn_dim"] == 100
     assert numbers.widths["text_encoder.d_ff"] == 52

@@ -133,6 +133,8 @@ class ArchConfig:
 
     keep_fp32: ClassVar[tuple[str, ...]] = ()
     """Parameters whose names contain one of these stay in fp32 whatever the precision."""
+    keep_unquantized: ClassVar[tuple[str, ...]] = ()
+    """Linear layers the names of whose weights contain one of these keep them whole when the others are quantized."""
     ignored_keys: ClassVar[tuple[str, ...]] = ()
     """JSON keys that are known and say nothing about the architecture."""
 

@@ -32,7 +32,8 @@ def run(options: Namespace) -> int:
     repo = resolve_repo(args.model)
     config = args.resolved_pipeline_config(resolve(repo.entry.pipeline_config)())
     plans = blueprints_of(repo)
-    numbers, shape = numbers_of(plans, repo.entry, config), step_shape(plans, config, resolve(repo.entry.sampling)())
+    numbers = numbers_of(plans, repo.entry, config, args)
+    shape = step_shape(plans, config, resolve(repo.entry.sampling)())
     memory = options.memory * GB if options.memory else current_platform().total_memory()
     chosen = layout_of(numbers, args, memory=int(memory), vae=config.vae_sp is not False)
     rows = [("layout", "weights of a device", "sent by a device in a step", "asked for with")]

@@ -73,7 +73,8 @@ def settings_of(metadata: dict[str, Any], clip: Path) -> dict[str, Any]:
         prompt = request.pop("prompt")
         wiring = {name: tuple(value) if isinstance(value, list) else value
                   for name, value in metadata["pipeline_config"].items()}  # fmt: skip
-        names = ("precision", "attention_backend", "enable_torch_compile", "torch_compile_kwargs", "device")
+        names = ("precision", "attention_backend", "enable_torch_compile", "torch_compile_kwargs", "device",
+                 "quantization", "text_encoder_quantization")  # fmt: skip
         engine = {name: metadata[name] for name in names} | {"revision": metadata["model"]["revision"]}
         engine |= metadata["devices"]
         index, _ = (
@@ -119,7 +120,7 @@ def warn_of_versions(metadata: dict[str, Any]) -> bool:
     from fastvideo.entrypoints.metadata import versions
 
     then = {"fastvideo": metadata["fastvideo"], **metadata["versions"]}
-    now = {"fastvideo": __version__, **versions()}
+    now = {"fastvideo": __version__, **versions(metadata["versions"])}
     for name in sorted(then.keys() | now.keys()):
         if then.get(name) != now.get(name):
             logger.warning("%s was %s and is %s: pixels may differ", name, then.get(name), now.get(name))

@@ -20,6 +20,7 @@ from fastvideo.models.encoders.base import ImageEncoder, TextEncoder
 from fastvideo.models.encoders.image_processor import ImageProcessor
 from fastvideo.models.encoders.tokenizer import plain_tokenizer
 from fastvideo.models.loader.offload import DiskHome, host_home, offload
+from fastvideo.models.loader.quantize import bytes_of, check_quantized, quantize_weights
 from fastvideo.models.loader.repo import ComponentSource, Repo
 from fastvideo.models.loader.skeleton import skeleton
 from fastvideo.models.loader.spread import spread_decoder, spread_sequence, spread_weights
@@ -54,6 +55,10 @@ class Blueprint:
     def parameters(self) -> int:
         """How many numbers the model has."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def nbytes_in(self, dtype: torch.dtype, args: FastVideoArgs) -> int:
+        """Of its weights in memory, in `dtype` or quantized as `args` say."""
+        return bytes_of(self.model, self.arch, dtype, args.quantization_of(self.source.name))
 
 
 def arch_of(source: ComponentSource) -> ArchConfig:
@@ -106,6 +111,7 @@ def load_component(
     report: Callable[[int], object] | None = None,
     groups: Groups = ONE_RANK,
     offload: bool = False,
+    quantization: str | None = None,
 ) -> nn.Module:
     """The model of `source` with its weights, for inference.
 
@@ -116,14 +122,17 @@ def load_component(
         report: is told the bytes read, after each tensor.
         groups: this rank's, which the model is spread over.
         offload: keep weights that are sharded over ranks in host memory.
+        quantization: of the linear layers, a name in `QUANTIZATIONS`; each weight is quantized when it is read, so
+            that one at a time is in memory as it was.
 
     Raises:
-        ValueError: as in `blueprint`, or a weight file is truncated.
+        ValueError: as in `blueprint`, or a weight file is truncated, or `torchao` is not installed.
     """
     if isinstance(source, ComponentSource):
         source.files.fetch(source.weight_names())
         source = blueprint(source)
     spread_weights(source.model, source.arch, groups, dtype=dtype, device=torch.device(device), offload=offload)
+    finish = None if quantization is None else quantize_weights(source.model, source.arch, quantization)
     load_into(
         source.model,
         source.source.weight_files,
@@ -132,6 +141,7 @@ def load_component(
         keep_fp32=source.arch.keep_fp32,
         device=device,
         report=report,
+        finish=finish,
         what=f"component {source.source.name!r}",
     )
     model = source.model.eval().requires_grad_(False)
@@ -249,16 +259,15 @@ def load_components(
     sources = [repo.components[name] for name in required]
     models = [source for source in sources if source.has_weights]
     dtypes = {source.name: platform.dtype(pipeline_config.precision_of(source.name)) for source in models}
-    loaded: dict[str, object] = {}
-    for source in sources:
-        if not source.has_weights:
-            loaded[source.name] = _without_weights(source, pipeline_config)
+    plain = [source for source in sources if not source.has_weights]
+    loaded: dict[str, object] = {source.name: _without_weights(source, pipeline_config) for source in plain}
     for source in models:
         source.files.fetch(source.weight_names())
     blueprints = [blueprint(source) for source in models]
     for plan in blueprints:
         if isinstance(plan.model, BaseVAE) and pipeline_config.vae_tiling:
             plan.model.cut(tiling_of(plan.arch, pipeline_config))
+        check_quantized(plan.source.name, plan.model, plan.arch, args, pipeline_config)
     if groups.layout.world == 1:
         args.check_components(dtypes)
         _warn_if_short_of_memory(blueprints, dtypes, args, platform)
@@ -315,8 +324,10 @@ def _load(
     name, model = plan.source.name, plan.model
     home, by_layer = args.home(name), args.by_layer(name)
     if args.use_fsdp_inference or home == "device":
-        in_host = home == "host"
-        return load_component(plan, dtype=dtype, device=device, report=report, groups=groups, offload=in_host)
+        return load_component(
+            plan, dtype=dtype, device=device, report=report, groups=groups, offload=home == "host",
+            quantization=args.quantization_of(name),
+        )  # fmt: skip
     if home == "host":
         load_component(plan, dtype=dtype, report=report)
         offload(model, host_home(model, args.pin_cpu_memory), device, by_layer=by_layer)
@@ -372,7 +383,7 @@ def _warn_if_short_of_memory(
     blueprints: list[Blueprint], dtypes: dict[str, torch.dtype], args: FastVideoArgs, platform: Platform
 ) -> None:
     there = [plan for plan in blueprints if args.home(plan.source.name) == "device"]
-    needed = sum(plan.parameters * dtypes[plan.source.name].itemsize for plan in there)
+    needed = sum(plan.nbytes_in(dtypes[plan.source.name], args) for plan in there)
     free = platform.available_memory()
     if needed > free:
         logger.warning(

@@ -51,14 +51,15 @@ def blueprints_of(repo: Repo) -> list[Blueprint]:
 
 
 def numbers_of(
-    plans: Sequence[Blueprint], entry: ModelEntry, pipeline_config: PipelineConfig, device: str = "auto"
+    plans: Sequence[Blueprint], entry: ModelEntry, pipeline_config: PipelineConfig, args: FastVideoArgs
 ) -> ModelNumbers:
     """The numbers of a repo whose components are `plans`."""
-    platform = current_platform(device)
+    platform = current_platform(args.device)
     heads, widths, spread, whole = 0, dict[str, int](), 0, 0
     for plan in plans:
         source = plan.source
-        nbytes = plan.parameters * platform.dtype(pipeline_config.precision_of(source.name)).itemsize
+        dtype = platform.dtype(pipeline_config.precision_of(source.name))
+        nbytes = plan.nbytes_in(dtype, args)
         if isinstance(plan.model, BaseDiT | TextEncoder):
             spread += nbytes
             widths |= {f"{source.name}.{name}": width for name, width in plan.arch.tensor_parallel_widths.items()}
@@ -122,7 +123,7 @@ def choose_layout(repo: Repo, args: FastVideoArgs, pipeline_config: PipelineConf
     if args.num_gpus == 1:
         require(not vae, "vae_sp", vae, "does nothing on one device", "leave it None")
         return Layout()
-    numbers = numbers_of(blueprints_of(repo), repo.entry, pipeline_config, args.device)
+    numbers = numbers_of(blueprints_of(repo), repo.entry, pipeline_config, args)
     # the processes of one host share its memory
     memory = platform.total_memory() // (args.num_gpus if platform.device_type == "cpu" else 1)
     return layout_of(numbers, args, memory=memory, vae=vae is not False)
@@ -165,7 +166,7 @@ def layout_of(numbers: ModelNumbers, args: FastVideoArgs, *, memory: int, vae: b
     ulysses, ring = _split_sequence(numbers, args, sp, numbers.heads // tp)
     plain = Layout(tp=tp, ulysses=ulysses, ring=ring, cfg=cfg, vae=vae)
     fsdp = args.use_fsdp_inference
-    if not fsdp and plain.replicas > 1:
+    if not fsdp and plain.replicas > 1 and not args.quantized:
         fsdp = numbers.bytes_per_device(plain) > SHARE_FOR_WEIGHTS * memory
     return Layout(tp=tp, ulysses=ulysses, ring=ring, cfg=cfg, fsdp=fsdp, vae=vae)
 

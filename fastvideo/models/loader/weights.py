@@ -92,6 +92,7 @@ def load_into(
     keep_fp32: Collection[str] = (),
     device: torch.device | str = "cpu",
     report: Callable[[int], object] | None = None,
+    finish: Callable[[str], object] | None = None,
     what: str = "",
     only: Collection[str] | None = None,
 ) -> None:
@@ -108,6 +109,7 @@ def load_into(
         keep_fp32: parameters whose names contain one of these are fp32 whatever `dtype`.
         device: where the parameters go.
         report: is told the bytes of each tensor when it is done, whether all of it belongs here or not.
+        finish: is told the name of each parameter when all of it is there, and may then replace it.
         what: what the checkpoint is, for messages.
         only: our names of the parameters to load, where the others stay as they are.
 
@@ -120,12 +122,17 @@ def load_into(
     targets = plan_loading(model, merge_headers(read_header(path) for path in paths), mapping, what)
     if only is not None:
         targets = {name: target for name, target in targets.items() if target.name in only}
+    lacking: dict[str, int] = {}
     for name, tensor in stream_tensors(paths, targets):
         target = targets[name]
         wanted = dtype_of(target.name, dtype or torch.float32, keep_fp32)
         with torch.no_grad():
             parameter = _allocated(model, target.name, wanted, torch.device(device))
             fill(parameter, tensor, target, shard_of(model, target.name))
+            del parameter  # what `finish` replaces is let go then
+        lacking[target.name] = lacking.get(target.name, target.parts) - 1
+        if finish is not None and not lacking[target.name]:
+            finish(target.name)
         if report is not None:
             report(tensor.nbytes)
 

@@ -79,6 +79,8 @@ class WanVideoArchConfig(ArchConfig):
     """Fields of a `WanTransformer3DModel` `config.json`, under their names there."""
 
     keep_fp32: ClassVar[tuple[str, ...]] = ("time_embedder", "modulation", "cross_norm", "image_embedder.norm")
+    # small beside the blocks, and all tokens depend on them; docs/quantization.md has what each costs
+    keep_unquantized: ClassVar[tuple[str, ...]] = ("time_proj", "text_embedder", "image_embedder", "proj_out")
 
     patch_size: tuple[int, int, int] = (1, 2, 2)
     num_attention_heads: int = 40

@@ -1,0 +1,33 @@
+"""Videos of quantized models, from option to file to replay."""
+
+from pathlib import Path
+
+import pytest
+
+from fastvideo import VideoGenerator
+from fastvideo.entrypoints import media
+from fastvideo.entrypoints.cli.main import main
+
+pytest.importorskip("torchao", reason="needs the extra quant")
+
+
+def test_a_clip_carries_how_its_weights_were_quantized_and_replays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"quantization": "int8_dynamic", "text_encoder_quantization": "fp8", "device": "cpu"}
+    size = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "return_frames": True}
+    with VideoGenerator.from_pretrained("shapes-t2v", **options) as generator:
+        quantized = generator.generate_video("a red circle", output_path="a.gif", **size)
+    with VideoGenerator.from_pretrained("shapes-t2v", device="cpu") as generator:
+        exact = generator.generate_video("a red circle", save_video=False, **size)
+    assert not isinstance(quantized, list) and not isinstance(exact, list)
+    assert quantized.samples is not None and exact.samples is not None
+    assert 0 < (quantized.samples - exact.samples).abs().mean() < 0.02
+    metadata = media.read_metadata(Path("a.gif"))
+    assert metadata["quantization"] == "int8_dynamic"
+    assert metadata["text_encoder_quantization"] == "fp8"
+    assert "torchao" in metadata["versions"]
+    assert main(["replay", "a.gif"]) == 0
+    assert capsys.readouterr().out == "a_replay.gif: the same, bit for bit, as a.gif\n"
+    assert media.read_metadata(Path("a_replay.gif"))["quantization"] == "int8_dynamic"
