@@ -68,6 +68,18 @@ def ti2v_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_repos.make_ti2v_repo(tmp_path_factory.mktemp("repos") / "wan22-tiny-ti2v")
 
 
+@pytest.fixture(scope="session")
+def dmd_repo(wan_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Wan 2.1 text-to-video repo as one that was distilled to three steps. Read only."""
+    return tiny_repos.make_renamed_repo(tmp_path_factory.mktemp("repos") / "dmd", wan_repo, "WanDMDPipeline")
+
+
+@pytest.fixture(scope="session")
+def lucy_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Lucy Edit repo. Read only."""
+    return tiny_repos.make_lucy_repo(tmp_path_factory.mktemp("repos") / "lucy-tiny")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> None:
     """Whoever starts the tests in the background has Ctrl-C ignored, and Python then leaves it so."""

@@ -4,6 +4,7 @@ Sizes are odd on purpose: 3 heads of 20 in the diffusion transformer, 3 heads of
 """
 
 import json
+import shutil
 import string
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,38 @@ def make_ti2v_repo(path: Path, scheduler: str = "unipc", seed: int = 0) -> Path:
         tokenizer=tokenizer,
         text_encoder=make_text_encoder(len(tokenizer), seed=5 * seed),
         transformer=make_transformer(seed=5 * seed + 1, in_channels=48, out_channels=48),
+        vae=make_vae(seed=5 * seed + 2, **RESIDUAL_VAE),
+        scheduler=make_scheduler(scheduler, 5.0),
+        expand_timesteps=True,
+    ).save_pretrained(path)
+    return path
+
+
+def make_renamed_repo(path: Path, source: Path, class_name: str) -> Path:
+    """The repo `source` with another pipeline class in its index, in folder `path`.
+
+    Returns:
+        `path`.
+    """
+    shutil.copytree(source, path)
+    index = json.loads((path / "model_index.json").read_text())
+    (path / "model_index.json").write_text(json.dumps({**index, "_class_name": class_name}))
+    return path
+
+
+def make_lucy_repo(path: Path, scheduler: str = "unipc", seed: int = 0) -> Path:
+    """A Diffusers repo of a Lucy Edit pipeline in folder `path`.
+
+    Returns:
+        `path`.
+    """
+    from diffusers import LucyEditPipeline
+
+    tokenizer = make_tokenizer()
+    LucyEditPipeline(
+        tokenizer=tokenizer,
+        text_encoder=make_text_encoder(len(tokenizer), seed=5 * seed),
+        transformer=make_transformer(seed=5 * seed + 1, in_channels=96, out_channels=48),
         vae=make_vae(seed=5 * seed + 2, **RESIDUAL_VAE),
         scheduler=make_scheduler(scheduler, 5.0),
         expand_timesteps=True,

@@ -42,6 +42,11 @@ _TI2V: dict[str, Any] = {
     "sampling": "fastvideo.configs.sample.wan:WanTI2VSampling",
     "official_layout": f"{_LAYOUTS}:OFFICIAL_TI2V_LAYOUT",
 }
+_FAST: dict[str, Any] = {
+    "pipeline_class": "WanDMDPipeline",
+    "pipeline": f"{_BASIC}.wan_dmd_pipeline:WanDMDPipeline",
+    "pipeline_config": f"{_LAYOUTS}:FastWanConfig",
+}
 
 MODELS: tuple[ModelEntry, ...] = (
     ModelEntry(
@@ -158,5 +163,37 @@ MODELS: tuple[ModelEntry, ...] = (
         pipeline_config=f"{_LAYOUTS}:WanT2VConfig",
         signature=(("model_index.expand_timesteps", True),),
         **_TI2V,
+    ),
+    ModelEntry(
+        name="wan-v2v",
+        description="A local Wan repo that is for video to video alone",
+        pipeline_class="WanVideoToVideoPipeline",
+        pipeline="fastvideo.pipelines.basic.wan.wan_pipeline:WanPipeline",
+        pipeline_config=f"{_LAYOUTS}:WanT2VConfig",
+        sampling="fastvideo.configs.sample.wan:WanV2VSampling",
+    ),
+    ModelEntry(
+        name="fastwan2.1-t2v-1.3b",
+        description="Wan 2.1 text to video in three steps, 1.3B parameters, 480p",
+        model_ids=("FastVideo/FastWan2.1-T2V-1.3B-Diffusers",),
+        sampling="fastvideo.configs.sample.wan:FastWanSampling",
+        **_FAST,
+    ),
+    ModelEntry(
+        name="fastwan2.2-ti2v-5b",
+        description="Wan 2.2 text to video in three steps, 5B parameters, 720p",
+        model_ids=("FastVideo/FastWan2.2-TI2V-5B-FullAttn-Diffusers",),
+        sampling="fastvideo.configs.sample.wan:FastWan22Sampling",
+        signature=(("model_index.expand_timesteps", True),),
+        **_FAST,
+    ),
+    ModelEntry(
+        name="lucy-edit",
+        description="Lucy Edit: a video changed as a text says, 5B parameters",
+        model_ids=("decart-ai/Lucy-Edit-Dev",),
+        pipeline_class="LucyEditPipeline",
+        pipeline=f"{_BASIC}.lucy_edit_pipeline:LucyEditPipeline",
+        pipeline_config=f"{_LAYOUTS}:WanT2VConfig",
+        sampling="fastvideo.configs.sample.wan:LucyEditSampling",
     ),
 )

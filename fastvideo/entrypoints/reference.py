@@ -73,6 +73,11 @@ def load_reference(plan: Blueprint, dtype: torch.dtype) -> Any:
         return model_class.from_single_file(tensors, config=folder, local_files_only=True, **kwargs).eval()
 
 
+def reference_pipeline(repo: Repo) -> Any:
+    """The reference's pipeline class for `repo`; None when it has none."""
+    return getattr(importlib.import_module("diffusers"), repo.entry.pipeline_class, None)
+
+
 def reference_video(
     repo: Repo, plans: list[Blueprint], prompt: str, sampling: SamplingParam, text_len: int, shown: dict[str, Any]
 ) -> torch.Tensor:
@@ -87,7 +92,7 @@ def reference_video(
         elif name.startswith("image_processor"):
             components[name] = resolve(f"transformers:{source.class_name}").from_dict(dict(source.config))
     options = {name: value for name, value in repo.model_index.items() if not name.startswith("_")}
-    pipeline = resolve(f"diffusers:{repo.entry.pipeline_class}")(**components, **options)
+    pipeline = reference_pipeline(repo)(**components, **options)
     pipeline.set_progress_bar_config(disable=True)
     shared = ("negative_prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale")
     made = pipeline(

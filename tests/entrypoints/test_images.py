@@ -79,7 +79,7 @@ def test_a_bad_request_is_one_line(generator: VideoGenerator, fields: dict[str, 
 
 def test_an_image_for_a_model_of_text_alone(wan_repo: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with VideoGenerator.from_pretrained(wan_repo, precision="fp32", device="cpu") as made:
-        with pytest.raises(ValueError, match=r"image: this model takes none.*\(it takes text alone\)"):
+        with pytest.raises(ValueError, match=r"image: this model takes none.*\(it takes video\)"):
             samples(made, image=image)
         sampling = SamplingParam(image_path=str(image))
         with pytest.raises(ValueError, match="image: this model takes none"):

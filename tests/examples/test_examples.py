@@ -10,7 +10,7 @@ from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.cli.main import main
 from fastvideo.entrypoints.media import read_frames, read_metadata
 from tests import loras
-from tests.pipelines.wan_pairs import picture
+from tests.pipelines.wan_pairs import film, picture
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -114,3 +114,21 @@ def test_lora(
     assert (frames["strength_0.0"] != frames["strength_1.0"]).any()
     assert read_metadata(made["strength_0.0"])["lora"] is None
     assert read_metadata(made["merged"])["lora"]["merged"] is True
+
+
+def test_video_to_video(
+    wan_repo: Path, lucy_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = film(60, 60, 6)
+    frames[0].save("walk.webp", save_all=True, append_images=frames[1:], lossless=True)
+    run(monkeypatch, "video_to_video.py", wan_repo, "walk.webp", "a red kite", "0.6")
+    run(monkeypatch, "video_to_video.py", lucy_repo, "walk.webp", "a red kite")
+    assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == ["(32, 32, 5)"] * 2
+
+
+def test_few_steps(
+    dmd_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run(monkeypatch, "few_steps.py", dmd_repo, "a red kite", "32x16")
+    assert "s of denoising" in capsys.readouterr().out
+    assert read_frames(tmp_path / "video_samples" / "a red kite.mp4").shape == (61, 16, 32, 3)

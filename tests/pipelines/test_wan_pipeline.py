@@ -205,7 +205,8 @@ def test_times_and_progress_of_each_stage(pipelines: Pipelines) -> None:
     batch = ForwardBatch(prompts=[CAT], negative_prompts=[""], sampling=sampling, control=control)
     batch = pipelines["unipc"][0].forward(batch)
     assert list(batch.stage_times) == [
-        "input_validation", "text_encoding", "timestep_preparation", "latent_preparation", "denoising", "decoding",
+        "input_validation", "text_encoding", "timestep_preparation", "media_encoding", "latent_preparation",
+        "denoising", "decoding",
     ]  # fmt: skip
     assert all(seconds >= 0 for seconds in batch.stage_times.values())
     steps = [(progress.stage, progress.step, progress.total) for progress in seen]

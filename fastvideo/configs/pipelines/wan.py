@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from fastvideo.configs.official import OfficialComponent, OfficialLayout
 from fastvideo.configs.pipelines.base import PipelineConfig
 
+DMD_TIMESTEPS = (1000, 757, 522)
+"""That the published models which are distilled by distribution matching run at."""
+
 
 @dataclass(kw_only=True)
 class WanT2VConfig(PipelineConfig):
@@ -73,6 +76,13 @@ class WanTI2VConfig(WanT2VConfig):
     """Wan2.2-TI2V-5B."""
 
     flow_shift: float | None = 5.0
+
+
+@dataclass(kw_only=True)
+class FastWanConfig(WanT2VConfig):
+    """FastWan models: the shift is of the noise schedule that they were distilled with."""
+
+    flow_shift: float | None = 8.0
 
 
 def _transformer(name: str, folder: str = "") -> OfficialComponent:

@@ -177,6 +177,8 @@ class SamplingParam(Assignable):
         for first, second in (("image", "last_image"), ("video", "mask")):
             if second in media and first not in media:
                 raise ValueError(f"{second}: without {first}; give {first} too")
+        if self.strength is not None and "video" not in media and "strength" in model.takes:
+            raise ValueError(f"strength={self.strength!r}: does nothing without a video; give one, or leave it out")
         for name in model.needs:
             if name not in media:
                 raise ValueError(f"{name}: this model needs one; give {name}=..., {MEDIA[name]} or its flag")

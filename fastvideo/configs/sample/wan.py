@@ -19,6 +19,8 @@ WAN21_NEGATIVE_PROMPT = (
 class WanT2V480PSampling(SamplingParam):
     """Wan2.1-T2V-1.3B."""
 
+    takes: ClassVar[tuple[str, ...]] = ("video", "strength")
+
     negative_prompt: str = WAN21_NEGATIVE_PROMPT
     guidance_scale: float = 3.0
 
@@ -102,8 +104,48 @@ class WanTI2VSampling(SamplingParam):
 
 
 @dataclass(kw_only=True)
+class WanV2VSampling(WanT2V480PSampling):
+    """A repo that is for video to video alone."""
+
+    needs: ClassVar[tuple[str, ...]] = ("video",)
+
+    guidance_scale: float = 5.0
+
+
+@dataclass(kw_only=True)
+class LucyEditSampling(SamplingParam):
+    """Lucy-Edit-Dev."""
+
+    needs: ClassVar[tuple[str, ...]] = ("video",)
+
+    fps: int = 24
+
+
+@dataclass(kw_only=True)
+class FastWanSampling(SamplingParam):
+    """FastWan2.1-T2V-1.3B."""
+
+    height: int = 448
+    num_frames: int = 61
+    num_inference_steps: int = 3
+    guidance_scale: float = 1.0
+
+
+@dataclass(kw_only=True)
+class FastWan22Sampling(FastWanSampling):
+    """FastWan2.2-TI2V-5B."""
+
+    height: int = 704
+    width: int = 1280
+    num_frames: int = 121
+    fps: int = 24
+
+
+@dataclass(kw_only=True)
 class ShapesT2VSampling(SamplingParam):
     """The model in the package."""
+
+    takes: ClassVar[tuple[str, ...]] = ("video", "strength")
 
     height: int = 96
     width: int = 96

@@ -90,6 +90,17 @@ class DiffusersScheduler(Scheduler):
         stepped: torch.Tensor = self.inner.step(prediction, timestep, latents, return_dict=False)[0]
         return stepped
 
+    def skip(self, steps: int) -> None:
+        self.inner.set_begin_index(steps)
+        self.timesteps = self.timesteps[steps:]
+
+    def noised(self, data: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        if self.name == "FlowMatchEulerDiscreteScheduler":
+            latents: torch.Tensor = self.inner.scale_noise(data, self.timesteps[:1], noise)
+        else:
+            latents = self.inner.add_noise(data, noise, self.timesteps[:1])
+        return latents
+
     def clean(self, prediction: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """What a step's `prediction` says that the data is, for someone to look at; all have the shape of `latents`.
 

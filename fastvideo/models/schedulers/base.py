@@ -33,3 +33,11 @@ class Scheduler:
         Where it is not known, `latents` are given back.
         """
         return latents
+
+    def skip(self, steps: int) -> None:
+        """Leave out the first `steps` steps of a schedule that has not begun."""
+        raise NotImplementedError
+
+    def noised(self, data: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """`data` with as much `noise` as the latents of the next step have; all have one shape."""
+        raise NotImplementedError

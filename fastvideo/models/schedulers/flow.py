@@ -7,7 +7,7 @@ compared with: `diffusers/schedulers/scheduling_flow_match_euler_discrete.py` an
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,11 @@ def shifted(sigmas: "np.ndarray[Any, Any]", shift: float) -> "np.ndarray[Any, An
 class FlowScheduler(Scheduler):
     """What the samplers of a flow share."""
 
+    sigmas: list[float]
+    """The noise level before each step, and 0."""
+    index: int
+    """Of the next step."""
+
     def __init__(self, config: Mapping[str, Any], shift: float) -> None:
         self.config = config
         self.shift = float(shift)
@@ -31,6 +36,14 @@ class FlowScheduler(Scheduler):
 
     def clean(self, prediction: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         return latents - timestep / self.train_timesteps * prediction.float()
+
+    def skip(self, steps: int) -> None:
+        self.index = steps
+        self.timesteps = self.timesteps[steps:]
+
+    def noised(self, data: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        sigma = self.sigmas[self.index]
+        return (1 - sigma) * data + sigma * noise
 
 
 class EulerFlow(FlowScheduler):
@@ -76,7 +89,7 @@ class UniPCFlow(FlowScheduler):
         if abs(sigmas[0] - 1) < 1e-6:
             sigmas[0] -= 1e-6  # or its logarithm were infinite
         self.timesteps = torch.from_numpy(sigmas * self.train_timesteps).to(device=device, dtype=torch.int64)
-        self.sigmas: list[float] = [*sigmas.astype(np.float32).tolist(), 0.0]
+        self.sigmas = [*sigmas.astype(np.float32).tolist(), 0.0]
         self.index = 0
         self.order = 0
         self.data: list[torch.Tensor] = []
@@ -138,3 +151,35 @@ class UniPCFlow(FlowScheduler):
     def _ratio(self, index: int) -> float:
         """How far the noise level before step number `index` lies back, in units of the step; 0 in the first."""
         return -self._step(index - 1) / self._step(index) if index else 0.0
+
+
+class RenoisingFlow(FlowScheduler):
+    """A few fixed timesteps, at each of which the data is predicted, and then noised again for the next one (DMD2,
+    arXiv 2405.14867, section 4.4). The noise level of a timestep is that of the nearest of the shifted training
+    timesteps."""
+
+    name = "RenoisingFlow"
+
+    def __init__(self, steps: Sequence[int], shift: float) -> None:
+        super().__init__({"shift": shift}, shift)
+        trained = shifted(np.arange(self.train_timesteps, 0, -1) / self.train_timesteps, self.shift).astype(np.float32)
+        nearest = [np.abs(trained * self.train_timesteps - step).argmin() for step in steps]
+        self.steps = tuple(steps)
+        self.sigmas = [*trained[nearest].tolist(), 0.0]
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        assert num_inference_steps == len(self.steps), "the model has its own steps"
+        self.timesteps = torch.tensor(self.steps, device=device)
+        self.index = 0
+
+    @property
+    def last(self) -> bool:
+        """Whether the next step is the last."""
+        return self.index == len(self.steps) - 1
+
+    def renoise(self, prediction: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """A step: the predicted data, with `noise` for the next one; None after the last. All have one shape."""
+        sigma, following = self.sigmas[self.index : self.index + 2]
+        self.index += 1
+        data = latents - sigma * prediction.float()
+        return data if noise is None else (1 - following) * data + following * noise

@@ -30,6 +30,8 @@ Prepare = Callable[[torch.Tensor, torch.Tensor, ForwardBatch], tuple[torch.Tenso
 """What the model is given at a timestep (a scalar) for the latents [B, C, t, h, w]: its input, and its timestep."""
 Extras = Callable[[ForwardBatch], dict[str, Any]]
 """More keywords of the model's `embed`, the same at every step, with and without the prompt."""
+Advance = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, ForwardBatch], torch.Tensor]
+"""The latents after a step, from the prediction, the timestep and the latents before it."""
 Finish = Callable[[torch.Tensor, ForwardBatch], torch.Tensor]
 """The latents of the result from those after the last step."""
 
@@ -71,10 +73,12 @@ class DenoisingStage(PipelineStage):
         preview: Preview | None = None,
         prepare: Prepare = plain_input,
         extras: Extras = nothing_more,
+        advance: Advance | None = None,
         finish: Finish = as_they_are,
         uses: tuple[str, ...] = (),
     ) -> None:
-        """`uses` are the fields of the batch that the functions read beside those that the stage reads."""
+        """`advance` is the scheduler's step when None; `uses` are the fields of the batch that the functions read
+        beside those that the stage reads."""
         self.scheduler = scheduler
         self.pick = pick
         self.conditions = conditions
@@ -82,6 +86,7 @@ class DenoisingStage(PipelineStage):
         self.preview = preview
         self.prepare = prepare
         self.extras = extras
+        self.advance = advance or self.step
         self.finish = finish
         self.reads = (*type(self).reads, *uses)
 
@@ -115,10 +120,16 @@ class DenoisingStage(PipelineStage):
             prediction = predict(model, At(step - 1, t, latents), given, timestep, text, negative)
             if batch.control.preview_every:
                 clean = partial(self.scheduler.clean, prediction, t, latents)
-            latents = self.scheduler.step(prediction, t, latents)
+            latents = self.advance(prediction, t, latents, batch)
             check_finite(latents, step, total)
         batch.latents, batch.block_runs = self.finish(latents, batch), predict.block_runs(latents.device)
         return batch
+
+    def step(
+        self, prediction: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor, batch: ForwardBatch
+    ) -> torch.Tensor:
+        """The scheduler's step."""
+        return self.scheduler.step(prediction, timestep, latents)
 
 
 def picture_of(frames: torch.Tensor) -> Picture:

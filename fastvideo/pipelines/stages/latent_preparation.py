@@ -13,6 +13,14 @@ from fastvideo.platforms import current_platform
 LatentShape = Callable[[SamplingParam], tuple[int, int, int, int]]
 """Channels, frames, height and width of the latents of one video."""
 
+Begin = Callable[[torch.Tensor, ForwardBatch], torch.Tensor]
+"""The latents of the first step from its noise, both [B, C, t, h, w] fp32."""
+
+
+def noise_alone(noise: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+    """The noise."""
+    return noise
+
 
 class LatentPreparationStage(PipelineStage):
     """Draws fp32 noise for all videos of the batch at once.
@@ -24,13 +32,16 @@ class LatentPreparationStage(PipelineStage):
     name = "latent_preparation"
     writes = ("latents", "generator")
 
-    def __init__(self, latent_shape: LatentShape) -> None:
+    def __init__(self, latent_shape: LatentShape, begin: Begin = noise_alone, uses: tuple[str, ...] = ()) -> None:
+        """`uses` are the fields of the batch that `begin` reads beside the request."""
         self.latent_shape = latent_shape
+        self.begin = begin
+        self.reads = uses
 
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
         generator = torch.Generator("cpu").manual_seed(batch.sampling.seed)
         shape = (batch.size, *self.latent_shape(batch.sampling))
         noise = torch.randn(shape, generator=generator, dtype=torch.float32)
         batch.generator = generator
-        batch.latents = noise.to(current_platform(args.device).device)
+        batch.latents = self.begin(noise.to(current_platform(args.device).device), batch)
         return batch

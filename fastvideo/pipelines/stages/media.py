@@ -56,7 +56,7 @@ class ImageEncodingStage(PipelineStage):
 
 
 class ConditionStage(PipelineStage):
-    """The latents of the media, by the family's function."""
+    """The latents of the media, by the family's function; nothing where there are no media."""
 
     name = "media_encoding"
     writes = ("condition",)
@@ -67,6 +67,9 @@ class ConditionStage(PipelineStage):
         self.reads = uses
 
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
+        if not batch.media.names:
+            batch.condition = None
+            return batch
         device = current_platform(args.device).device
         for _ in batch.control.steps(self.name, [None], total=1):
             batch.condition = self.make(batch, device)
