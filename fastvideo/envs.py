@@ -56,6 +56,11 @@ def cache_root() -> Path:
     return Path(os.environ.get("FASTVIDEO_CACHE_ROOT") or "~/.cache/fastvideo").expanduser()
 
 
+def keep_compiled_code() -> None:
+    """Let the compiler keep its code in our cache folder, unless the user said where: its own is emptied at reboot."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
+
+
 @dataclass(frozen=True)
 class Launched:
     """What `torchrun` says of a process that it started."""

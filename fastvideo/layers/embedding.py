@@ -55,6 +55,10 @@ def rotary_angles(length: int, dim: int, theta: float = 10_000.0) -> torch.Tenso
 
 def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate neighbouring pairs of the last dimension of `x` [B, L, heads, D] by tables [L, D / 2] in fp32."""
+    if torch.compiler.is_compiling():  # the compiler has no complex numbers
+        a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = cos[:, None], sin[:, None]
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
     # as complex numbers: a pair is one, and a rotation a product
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * torch.complex(cos, sin)[:, None]).flatten(-2).to(x.dtype)

@@ -28,9 +28,11 @@ def in_blocks(
     """`function(x, *others)`, which works on each row [..., d] of tensors of one shape and gives `x`'s shape, in `x`'s
     dtype or a wider one; some rows at a time where that helps. The result is in the dtype of `x`, in `out` if given,
     whose rows lie one after the other."""
+    if out is None and not blocks_help(x):
+        return function(x, *others).to(x.dtype)
     rows = max(1, BLOCK_ELEMENTS // x.shape[-1]) * torch.get_num_threads()
     if out is None:
-        if not blocks_help(x) or x.numel() <= rows * x.shape[-1]:
+        if x.numel() <= rows * x.shape[-1]:
             return function(x, *others).to(x.dtype)
         out = torch.empty(x.shape, dtype=x.dtype)
     flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, *others)]

@@ -1,6 +1,7 @@
 """Loading components: the same weights from every format, and errors before any weight is read."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from fastvideo import envs
 from fastvideo.attention.layer import DistributedAttention, LocalAttention
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.models.dits.wanvideo import WanTransformer3DModel
@@ -208,10 +210,14 @@ def test_a_backend_that_does_not_run_is_an_error(wan_repo: Path, monkeypatch: py
         load(wan_repo)
 
 
-def test_compiled_blocks_compute_the_same(wan_repo: Path, loaded: dict[str, Any]) -> None:
+def test_compiled_blocks_compute_the_same(
+    wan_repo: Path, loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     compiled = load(
         wan_repo, precision="fp32", enable_torch_compile=True, torch_compile_kwargs={"backend": "eager"}
     )["transformer"]  # fmt: skip
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(envs.cache_root() / "compiled")
     assert_same(loaded["transformer"], compiled)
     latents, timestep, text = torch.randn(1, 16, 2, 4, 6), torch.tensor([500]), torch.randn(1, 5, 36)
     with torch.no_grad():

@@ -19,6 +19,8 @@ class BlockContext:
 
     along_sequence: ClassVar[Mapping[str, int]] = {}
     """Fields that go along the sequence, tensors or tuples of them, and the dimension that does."""
+    by_prompt: ClassVar[Mapping[str, int]] = {}
+    """Fields as long as the prompt, tensors or None, and the dimension that is: compiled blocks take any length."""
 
 
 Context = TypeVar("Context", bound=BlockContext)
@@ -73,10 +75,17 @@ class BaseDiT(nn.Module, ABC, Generic[Context]):
     def __init__(self) -> None:
         super().__init__()
         self.sequence: SequenceSharding = WholeSequence()
+        self.compiled = False
         self.agree: Callable[[torch.Tensor], torch.Tensor] = alone
         """Gives the value of the first of the ranks that run the blocks together on all of them."""
         self.step_cache = StepCache()
         """Who runs the blocks. Whoever calls the model sets it for each pass."""
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile each block when it is first run; `options` are keywords of `torch.compile`."""
+        for block in self.blocks:
+            block.compile(**options)
+        self.compiled = True
 
     @abstractmethod
     def embed(self, latents: torch.Tensor, timestep: torch.Tensor, **conditions: Any) -> tuple[torch.Tensor, Context]:
@@ -100,7 +109,17 @@ class BaseDiT(nn.Module, ABC, Generic[Context]):
         along = {name: (getattr(context, name), dim) for name, dim in context.along_sequence.items()}
         local_tokens, local_along = self.sequence.scatter(tokens, along)
         local_context = dataclasses.replace(context, **local_along) if local_along else context
+        if self.compiled:
+            _mark_lengths(local_context)
         local_tokens = self.run_blocks(local_tokens, local_context)
         # patches are many times smaller than tokens: they are what is sent
         patches = self.sequence.gather(self.project(local_tokens, local_context))
         return self.unpatchify(patches, context)
+
+
+def _mark_lengths(context: BlockContext) -> None:
+    """Tell the compiler which lengths change from prompt to prompt, or it would compile once more for the second."""
+    for name, dim in context.by_prompt.items():
+        value = getattr(context, name)
+        if value is not None:
+            torch._dynamo.maybe_mark_dynamic(value, dim)

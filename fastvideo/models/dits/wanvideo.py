@@ -28,6 +28,7 @@ class WanContext(BlockContext):
     """See `BlockContext`."""
 
     along_sequence: ClassVar[Mapping[str, int]] = {"rotary": 0}
+    by_prompt: ClassVar[Mapping[str, int]] = {"text": 1, "text_bias": 0}
 
     modulation: torch.Tensor
     """[B, 6, d] fp32, from the timestep; [B, T, 6, d] where each latent frame has its own."""

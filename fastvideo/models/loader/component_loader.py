@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from fastvideo import envs
 from fastvideo.attention.selector import set_attention_backend
 from fastvideo.configs.models.base import ArchConfig, ParamNamesMapping
 from fastvideo.configs.pipelines.base import PipelineConfig
@@ -348,8 +349,8 @@ def _prepare(
         ring = groups.ring.size > 1
         set_attention_backend(model, wanted, device=platform.device, dtype=dtype, head_dim=arch.head_dim, ring=ring)
     if isinstance(model, BaseDiT) and args.enable_torch_compile:
-        for block in model.blocks:
-            block.compile(**(args.torch_compile_kwargs or {}))
+        envs.keep_compiled_code()
+        model.compile_blocks(**(args.torch_compile_kwargs or {}))
 
 
 def tiling_of(arch: ArchConfig, pipeline_config: PipelineConfig) -> Tiling:
