@@ -41,7 +41,6 @@ ON: dict[str, Callable[[Any], bool]] = {"num_gpus": lambda value: value is not N
 """What switches an option on, where it is not a value that counts as true."""
 
 _HERE = "the weights of a CPU or MPS device are in host memory already"
-_READ_AGAIN = "weights that come and go are read from where they are kept, which knows nothing of the change"
 
 CONFLICTS: tuple[Conflict, ...] = (
     *(
@@ -83,13 +82,6 @@ CONFLICTS: tuple[Conflict, ...] = (
             option=name, other="enable_torch_compile",
             reason="compiled code holds on to the weights that it was compiled with",
             fix="leave one of them False",
-        )
-        for name in ("dit_layerwise_offload", "disk_offload", "dit_cpu_offload")
-    ),
-    *(
-        Conflict(
-            option="lora_path", other=name, reason=_READ_AGAIN,
-            fix="leave one of them out, or merge the LoRA into the weights beforehand",
         )
         for name in ("dit_layerwise_offload", "disk_offload", "dit_cpu_offload")
     ),

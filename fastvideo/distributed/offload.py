@@ -36,11 +36,16 @@ class HostHome:
         return {name: self._weights[name].to(device, copy=True, non_blocking=True) for name in names}
 
 
+Change = Callable[[str, torch.Tensor], None]
+"""Changes a weight, by name, in place."""
+
+
 class Lane:
     """What is on its way to the device, read in the background in the order in which it was asked for."""
 
-    def __init__(self, home: Home, device: torch.device) -> None:
-        self._home, self._device = home, device
+    def __init__(self, home: Home, device: torch.device, change: Change | None = None) -> None:
+        """`change` is done to each weight before anybody takes it."""
+        self._home, self._device, self._change = home, device, change
         self._cuda = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._cuda else None
         self._thread = ThreadPoolExecutor(1, "weights")
@@ -52,11 +57,18 @@ class Lane:
     def _read(self, names: Collection[str], after: "torch.cuda.Event | None") -> tuple[Weights, object]:
         with torch.no_grad():
             if not self._cuda:
-                return self._home.read(names, self._device), None
+                return self._changed(names), None
             if after is not None:
                 after.synchronize()
             with torch.cuda.stream(self._stream):
-                return self._home.read(names, self._device), torch.cuda.current_stream().record_event()
+                return self._changed(names), torch.cuda.current_stream().record_event()
+
+    def _changed(self, names: Collection[str]) -> Weights:
+        weights = self._home.read(names, self._device)
+        if self._change is not None:
+            for name, weight in weights.items():
+                self._change(name, weight)
+        return weights
 
     def take(self, coming: "Future[tuple[Weights, object]]") -> Weights:
         """What was asked for, once it is there; raises what reading it raised."""
@@ -102,6 +114,7 @@ class Offloaded:
         """
         self._home, self._device, self._freed = home, device, freed
         self._again = again
+        self._change: Change | None = None
         self._lane: Lane | None = None
         owners = dict(model.named_modules())
         inside = {module: number for number, layer in enumerate(layers) for module in layer.modules()}
@@ -119,11 +132,17 @@ class Offloaded:
         self._idle: torch.cuda.Event | None = None
         self._drop_all()
 
+    def change(self, change: Change | None) -> None:
+        """Have `change` done to each weight that is brought from now on, while nobody uses the model; its home stays
+        as it is."""
+        assert self._lane is None, "the model is in use"
+        self._change = change
+
     def enter(self) -> None:
         """See `Residence`: all weights, or those that do not belong to a layer, and the first layer's on their way."""
         if self._lane is not None:
             return
-        lane = self._lane = Lane(self._home, self._device)
+        lane = self._lane = Lane(self._home, self._device, self._change)
         rest = lane.ask([slot.name for slot in self._rest], None)
         self._ask(0)
         _fill(self._rest, lane.take(rest))

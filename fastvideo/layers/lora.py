@@ -83,14 +83,9 @@ def check_adaptable(layer: nn.Module, parameter: str, name: str) -> None:
         name: of the parameter in its model, for messages.
 
     Raises:
-        ValueError: its weights are quantized, or elsewhere than on the device.
+        ValueError: its weights are quantized.
     """
     weight = getattr(layer, parameter, None)
-    if isinstance(weight, torch.Tensor) and weight.is_meta:
-        raise ValueError(
-            f"LoRA on {name}: adapters of weights that are offloaded are not available in this version; keep the "
-            "transformer on the device, or leave the adapter out"
-        )
     if not isinstance(weight, torch.Tensor) or not weight.is_floating_point() or weight.itemsize < 2:
         held = str(weight.dtype) if isinstance(weight, torch.Tensor) else type(layer).__name__
         raise ValueError(

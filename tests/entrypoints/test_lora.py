@@ -35,7 +35,14 @@ def generator(wan_repo: Path) -> Iterator[VideoGenerator]:
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Two LoRAs, and one for a larger model."""
     folder = tmp_path_factory.mktemp("loras")
+    draws = torch.Generator().manual_seed(5)
+    differences = {
+        "diffusion_model.blocks.1.self_attn.k.diff": 0.2 * torch.randn(60, 60, generator=draws),
+        "diffusion_model.blocks.0.modulation.diff": 0.2 * torch.randn(1, 6, 60, generator=draws),
+        "diffusion_model.head.head.diff_b": 0.2 * torch.randn(64, generator=draws),
+    }
     return {
+        "differences": loras.write(folder / "differences.safetensors", differences),
         "one": loras.write(folder / "one.safetensors", loras.peft(loras.make_pairs(1))),
         "two": loras.write(folder / "two.safetensors", loras.comfy(loras.make_pairs(2))),
         "large": loras.write(folder / "large.safetensors", loras.peft(loras.make_pairs(1, dim=72))),
@@ -111,15 +118,26 @@ class TestMethods:
         with pytest.raises(RuntimeError, match="shut down"):
             generator.set_lora_adapter("one", paths["one"])
 
-    def test_an_offloaded_transformer(self, wan_repo: Path, paths: dict[str, str]) -> None:
-        message = r"lora_path='.*': does not go with disk_offload=.*: weights that come and go are read from where"
-        with pytest.raises(ValueError, match=message):
-            VideoGenerator.from_pretrained(wan_repo, device="cpu", disk_offload=True, lora_path=paths["one"])
-        with VideoGenerator.from_pretrained(wan_repo, device="cpu", disk_offload=True) as made:
-            with pytest.raises(ValueError, match=message):
-                made.set_lora_adapter("one", paths["one"])
-            with pytest.raises(ValueError, match="adapters of weights that are offloaded are not available"):
-                made._adapt(lambda now: now.with_adapter("one", paths["one"], 1.0, False))
+    @pytest.mark.parametrize("options", [{"disk_offload": True}, {"disk_offload": True, "dit_layerwise_offload": True}])
+    def test_offloaded_weights(
+        self, wan_repo: Path, generator: VideoGenerator, paths: dict[str, str], options: dict[str, Any]
+    ) -> None:
+        """The same bits as on the device, beside and merged, and afterwards those of the model alone."""
+        path = paths["differences"]
+        with VideoGenerator.from_pretrained(wan_repo, precision="fp32", device="cpu", **options) as made:
+            plain = video(made)
+            for call in (
+                lambda one: one.set_lora_adapter("one", paths["one"], strength=0.5),
+                lambda one: one.set_lora_adapter("differences", path, accumulate=True),
+                lambda one: one.merge_lora_weights(),
+                lambda one: one.set_lora_adapter("differences"),
+                lambda one: one.unmerge_lora_weights(),
+            ):
+                call(made)
+                call(generator)
+                assert torch.equal(video(made), video(generator))
+            made.set_lora_adapter("one", strength=0)
+            assert torch.equal(video(made), plain)
 
     def test_a_file_that_changed_since(self, generator: VideoGenerator, paths: dict[str, str], tmp_path: Path) -> None:
         path = shutil.copy(paths["one"], tmp_path / "one.safetensors")

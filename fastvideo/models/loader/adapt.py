@@ -2,12 +2,13 @@
 
 A low-rank change of a linear layer works beside it, unless the set is merged. All else is added to the weight itself: a
 difference, and what changes something that is no linear layer. A weight that was added to gets its bits back from the
-model's own files, so no copy of it is kept.
+model's own files, so no copy of it is kept. Weights that are offloaded stay as they are where they are kept, and are
+added to each time they are brought to the device.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from torch import nn
 
 from fastvideo.configs.models.base import ParamNamesMapping
 from fastvideo.distributed.groups import Groups
+from fastvideo.distributed.offload import Offloaded
 from fastvideo.distributed.placement import local_rows, reshard
 from fastvideo.layers.lora import LowRank, check_adaptable, set_branch, takes_branch
+from fastvideo.layers.residence import OnDevice
+from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.loader.checkpoint import open_safetensors
 from fastvideo.models.loader.component_loader import blueprint
 from fastvideo.models.loader.lora import Change, LoraFile, LoraSet
@@ -96,6 +100,7 @@ class _AdaptedModel:
     def __init__(self, model: nn.Module, source: ComponentSource, groups: Groups, device: torch.device) -> None:
         self._model, self._source = model, source
         self._sharded, self._device = groups.layout.fsdp, device
+        self._residence = model.residence if isinstance(model, BaseDiT) else OnDevice()
         self._added: dict[str, Uses] = {}
         """What is in each parameter beside its own value."""
         self._beside: dict[str, Uses] = {}
@@ -119,6 +124,24 @@ class _AdaptedModel:
                 beside[layer_name] = (*beside.get(layer_name, ()), use)
             else:
                 added[name] = (*added.get(name, ()), use)
+        if isinstance(self._residence, Offloaded):
+            self._residence.change(partial(self._add_on_the_way, added, tensors) if added else None)
+        else:
+            self._add_to_weights(added, tensors)
+        for name in [*self._beside, *beside]:
+            if self._beside.get(name) != beside.get(name):
+                layer = self._model.get_submodule(name)
+                set_branch(layer, [self._low_rank(layer, use, tensors) for use in beside.get(name, ())])
+                self._beside[name] = beside.get(name, ())
+        self._beside = beside
+
+    def _add_on_the_way(self, added: Mapping[str, Uses], tensors: _Tensors, name: str, weight: torch.Tensor) -> None:
+        """Add what `added` has for parameter `name` to `weight`, its copy on the device."""
+        if name in added:
+            self._sum(name, weight, (0, len(weight), len(weight)), added[name], tensors)
+
+    def _add_to_weights(self, added: Mapping[str, Uses], tensors: _Tensors) -> None:
+        """Have `added` in the parameters, and nothing else."""
         if self._sharded:
             reshard(self._model)
         with torch.no_grad():
@@ -126,14 +149,10 @@ class _AdaptedModel:
             for name, wanted in added.items():
                 if name not in self._added:
                     self._added[name] = ()  # should this be stopped in the middle, it is restored
-                    self._add(name, wanted, tensors)
+                    parameter = self._model.get_parameter(name)
+                    memory, first, last = local_rows(parameter)
+                    self._sum(name, memory, (first, last, parameter.shape[0]), wanted, tensors)
                     self._added[name] = wanted
-        for name in [*self._beside, *beside]:
-            if self._beside.get(name) != beside.get(name):
-                layer = self._model.get_submodule(name)
-                set_branch(layer, [self._low_rank(layer, use, tensors) for use in beside.get(name, ())])
-                self._beside[name] = beside.get(name, ())
-        self._beside = beside
 
     def _restore(self, names: list[str]) -> None:
         """Load the parameters `names` again."""
@@ -148,16 +167,24 @@ class _AdaptedModel:
         for name in names:
             del self._added[name]
 
-    def _add(self, name: str, uses: Uses, tensors: _Tensors) -> None:
-        """Add what `uses` change to this rank's part of parameter `name`: one sum in fp32, rounded once."""
-        parameter = self._model.get_parameter(name)
-        memory, first, last = local_rows(parameter)
+    def _sum(self, name: str, memory: torch.Tensor, where: tuple[int, int, int], uses: Uses, tensors: _Tensors) -> None:
+        """Add what `uses` change to `memory`: one sum in fp32, rounded once.
+
+        Args:
+            name: of the parameter.
+            memory: this rank's part of it.
+            where: which of its rows that is, start and stop, and how many there are.
+            uses: changes of it.
+            tensors: their files.
+        """
+        first, last, rows_here = where
         total = memory.float()  # in fp32 already, it is the memory itself
         shard = shard_of(self._model, name)
         for use in uses:
             target = use.change.target
             # the piece is rows begin and on of the parameter here, and rows skip and on of the whole piece
-            begin, height = target.part * (parameter.shape[0] // target.parts), parameter.shape[0] // target.parts
+            height = rows_here // target.parts
+            begin = target.part * height
             low, high = max(first, begin), min(last, begin + height)
             if low >= high:
                 continue
