@@ -86,12 +86,21 @@ def check_adaptable(layer: nn.Module, parameter: str, name: str) -> None:
         ValueError: its weights are quantized.
     """
     weight = getattr(layer, parameter, None)
-    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point() or weight.itemsize < 2:
-        held = str(weight.dtype) if isinstance(weight, torch.Tensor) else type(layer).__name__
+    plain = isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.itemsize >= 2
+    # quantized ones of some libraries look like those that they were made of
+    if not plain or not (type(weight) is nn.Parameter or _is_sharded(weight)):
+        held = str(weight.dtype) if type(weight) is nn.Parameter else type(weight if plain else layer).__name__
         raise ValueError(
             f"LoRA on {name} ({held}): adapters of quantized weights are not available in this version; load the "
             "model without quantization, or leave the adapter out"
         )
+
+
+def _is_sharded(weight: object) -> bool:
+    """Whether `weight` is one of which each rank has a shard."""
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(weight, DTensor)
 
 
 def set_branch(layer: nn.Module, pieces: Sequence[LowRank]) -> None:

@@ -139,6 +139,17 @@ class TestMethods:
             made.set_lora_adapter("one", strength=0)
             assert torch.equal(video(made), plain)
 
+    def test_a_quantized_transformer(self, wan_repo: Path, paths: dict[str, str]) -> None:
+        pytest.importorskip("torchao")
+        message = "lora_path='.*': does not go with quantization='int8': quantized weights cannot be changed any more"
+        with pytest.raises(ValueError, match=message):
+            VideoGenerator.from_pretrained(wan_repo, device="cpu", quantization="int8", lora_path=paths["one"])
+        with (
+            VideoGenerator.from_pretrained(wan_repo, device="cpu", quantization="int8") as made,
+            pytest.raises(ValueError, match=message),
+        ):
+            made.set_lora_adapter("one", paths["one"])
+
     def test_a_file_that_changed_since(self, generator: VideoGenerator, paths: dict[str, str], tmp_path: Path) -> None:
         path = shutil.copy(paths["one"], tmp_path / "one.safetensors")
         generator.set_lora_adapter("one", str(path))

@@ -270,6 +270,18 @@ class TestAdapted:
         with pytest.raises(ValueError, match=r"blocks\.0\.ffn\.fc_in\.weight \(torch\.int8\): adapters of quantized"):
             adapted.adapt(LoraSet(((adapter, 1.0),)))
 
+    @pytest.mark.parametrize("method", ["int8", "fp8"])
+    def test_quantized_weights_that_look_like_others(
+        self, repo: Repo, models: Models, tmp_path: Path, method: str
+    ) -> None:
+        pytest.importorskip("torchao")
+        model = load_component(repo.components["transformer"], dtype=torch.bfloat16, quantization=method)
+        adapted = Adapted(repo, {"transformer": model}, ONE_RANK, torch.device("cpu"))
+        adapter = load_adapter("a", loras.write(tmp_path / "a.safetensors", loras.peft(PAIRS)), models)
+        with pytest.raises(ValueError, match=r"LoRA on blocks\.0\..*: adapters of quantized weights are not available"):
+            adapted.adapt(LoraSet(((adapter, 1.0),)))
+        assert not any("lora" in name for name, _ in model.named_modules())
+
     def test_branches_move_with_the_model(self, repo: Repo, models: Models, tmp_path: Path) -> None:
         model, adapted = self.make(repo)
         adapter = load_adapter("a", loras.write(tmp_path / "a.safetensors", loras.peft(PAIRS)), models)
