@@ -31,13 +31,20 @@ class Exchange(Protocol):
     """Full-sequence attention over ranks that hold a part of the sequence each."""
 
     def __call__(
-        self, backend: AttentionBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+        self,
+        backend: AttentionBackend,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        gate: torch.Tensor | None = None,
     ) -> torch.Tensor: ...
 
 
-def local_exchange(backend: AttentionBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def local_exchange(
+    backend: AttentionBackend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gate: torch.Tensor | None = None
+) -> torch.Tensor:
     """The exchange among one rank: there is nothing to send."""
-    return backend(q, k, v)
+    return backend(q, k, v) if gate is None else backend.with_gate(q, k, v, gate)
 
 
 class DistributedAttention(nn.Module):
@@ -48,10 +55,15 @@ class DistributedAttention(nn.Module):
 
     backend: AttentionBackend = SDPABackend()
 
-    def __init__(self) -> None:
+    def __init__(self, *, gated: bool = False) -> None:
+        """`gated` says that `forward` is given a gate."""
         super().__init__()
+        self.gated = gated
         self.exchange: Exchange = local_exchange
 
-    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Attention of `q` over `k`, `v`, each [B, L on this rank, heads, D]."""
-        return self.exchange(self.backend, q, k, v)
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gate: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Attention of `q` over `k`, `v`, each [B, L on this rank, heads, D], as is `gate`, the factor on a coarse
+        attention that is added where a checkpoint has one."""
+        return self.exchange(self.backend, q, k, v, gate)

@@ -25,6 +25,9 @@ class Attend(Protocol):
     def with_logsumexp(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The attention, and the log of the sum of its exponentiated logits [B, L, heads] fp32."""
 
+    def with_gate(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """The attention, plus `gate` [B, L, heads, D] times a coarse one."""
+
 
 class SequenceShard:
     """This rank's part of a sequence, and attention over the whole of it.
@@ -54,23 +57,31 @@ class SequenceShard:
         start, stop = part_of(self.length, self.groups.sp.rank, self.groups.sp.size)
         return self.groups.sp.all_reduce(values[..., : stop - start].sum(dim=(1, 2)))
 
-    def attend(self, backend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Attention of this rank's `q` over the whole sequence, each [B, part of L, heads, D]."""
+    def attend(
+        self, backend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gate: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Attention of this rank's `q` over the whole sequence, each [B, part of L, heads, D], as is `gate`."""
         ulysses = self.groups.ulysses
+        parts: tuple[torch.Tensor, ...] = (q, k, v) if gate is None else (q, k, v, gate)
         if ulysses.size == 1:
-            return self._around_the_ring(backend, q, k, v)
-        q, k, v = heads_for_tokens(torch.stack((q, k, v)), ulysses.size, ulysses.all_to_all).unbind()
-        out = self._around_the_ring(backend, q, k, v)
+            return self._around_the_ring(backend, *parts)
+        parts = heads_for_tokens(torch.stack(parts), ulysses.size, ulysses.all_to_all).unbind()
+        out = self._around_the_ring(backend, *parts)
         return tokens_for_heads(out, ulysses.size, ulysses.all_to_all)
 
-    def _around_the_ring(self, backend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def _around_the_ring(
+        self, backend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gate: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Attention of `q` over the keys and values of all ring ranks; those of the next are on their way meanwhile."""
         ring, block = self.groups.ring, k.shape[1]
         # the keys that count: those of ring rank r are tokens r * block and on
         counts = [min(max(self.length - rank * block, 0), block) for rank in range(ring.size)]
         if ring.size == 1:
             count = counts[0]
-            return _pad(backend(q[:, :count], k[:, :count], v[:, :count]), 1, block - count)
+            q, k, v = q[:, :count], k[:, :count], v[:, :count]
+            out = backend(q, k, v) if gate is None else backend.with_gate(q, k, v, gate[:, :count])
+            return _pad(out, 1, block - count)
+        assert gate is None, "a ring with a gate branch: no backend that has one gives log-sum-exps"
         keys_values = torch.stack((k, v))
         merged: tuple[torch.Tensor, torch.Tensor] | None = None
         for step in range(ring.size):

@@ -174,6 +174,10 @@ class ArchConfig:
         """
         raise ValueError(f"{cls.__name__}: has no format but the Diffusers one; use a Diffusers-style repo")
 
+    def with_weights(self: Config, names: Collection[str]) -> Config:
+        """This config, and what nothing but the `names` of a Diffusers repo's weights says about the architecture."""
+        return self
+
     @property
     def head_dim(self) -> int | None:
         """Size of an attention head; None when the model has none of the attention layers that take a backend."""

@@ -3,12 +3,13 @@
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
 
+from fastvideo.attention.layer import DistributedAttention
 from fastvideo.layers.residence import OnDevice, Residence
 from fastvideo.models.dits.step_cache import StepCache
 
@@ -21,6 +22,9 @@ class BlockContext:
     """Fields that go along the sequence, tensors or tuples of them, and the dimension that does."""
     by_prompt: ClassVar[Mapping[str, int]] = {}
     """Fields as long as the prompt, tensors or None, and the dimension that is: compiled blocks take any length."""
+
+    grid: tuple[int, int, int] = field(kw_only=True)
+    """Tokens in time, height and width; the sequence is the whole of it, width fastest."""
 
 
 Context = TypeVar("Context", bound=BlockContext)
@@ -106,6 +110,9 @@ class BaseDiT(nn.Module, ABC, Generic[Context]):
     def forward(self, latents: torch.Tensor, timestep: torch.Tensor, **conditions: Any) -> torch.Tensor:
         """Predict from `latents` [B, C, T, H, W] at `timestep` [B]; `conditions` are the keywords of `embed`."""
         tokens, context = self.embed(latents, timestep, **conditions)
+        for module in self.blocks.modules():
+            if isinstance(module, DistributedAttention):
+                module.backend.prepare(context.grid, tokens.device)
         along = {name: (getattr(context, name), dim) for name, dim in context.along_sequence.items()}
         local_tokens, local_along = self.sequence.scatter(tokens, along)
         local_context = dataclasses.replace(context, **local_along) if local_along else context

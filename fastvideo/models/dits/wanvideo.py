@@ -42,8 +42,6 @@ class WanContext(BlockContext):
     """Cosines and sines, each [L, head_dim / 2] fp32, along the sequence."""
     image: torch.Tensor | None
     """[B, S, d], the projected states of the images, or None."""
-    grid: tuple[int, int, int]
-    """Tokens in time, height and width."""
 
     def modulate(self, table: torch.Tensor, embedded: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The rows of a learned `table` [1, n, d], each plus what a timestep says, `embedded` [B, n or 1, d]: n tensors
@@ -67,15 +65,17 @@ class WanFrameContext(WanContext):
 
 
 class WanSelfAttention(nn.Module):
-    """Attention among the video tokens, with normalised and rotated queries and keys."""
+    """Attention among the video tokens, with normalised and rotated queries and keys; in some checkpoints with the gate
+    of a coarse attention beside it."""
 
-    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+    def __init__(self, dim: int, num_heads: int, eps: float, gated: bool) -> None:
         super().__init__()
         self.head_dim = dim // num_heads
         self.qkv = ColumnLinear(dim, dim, pieces=3)
         self.norm_q = ShardedRMSNorm(dim, eps=eps)
         self.norm_k = ShardedRMSNorm(dim, eps=eps)
-        self.attention = DistributedAttention()
+        self.gate = ColumnLinear(dim, dim) if gated else None
+        self.attention = DistributedAttention(gated=gated)
         self.out = RowLinear(dim, dim)
 
     def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -83,7 +83,8 @@ class WanSelfAttention(nn.Module):
         q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in (q, k, v))
         q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
-        return self.out(self.attention(q, k, v).flatten(2))
+        gate = None if self.gate is None else self.gate(x).unflatten(-1, (-1, self.head_dim))
+        return self.out(self.attention(q, k, v, gate).flatten(2))
 
 
 class WanCrossAttention(nn.Module):
@@ -149,7 +150,7 @@ class WanBlock(nn.Module):
         super().__init__()
         dim, eps = arch.hidden_size, arch.eps
         self.eps = eps
-        self.self_attn = WanSelfAttention(dim, arch.num_attention_heads, eps)
+        self.self_attn = WanSelfAttention(dim, arch.num_attention_heads, eps, arch.gate_compress)
         self.cross_norm = FP32LayerNorm(dim, eps) if arch.cross_attn_norm else nn.Identity()
         self.cross_attn = WanCrossAttention(dim, arch.num_attention_heads, eps, images=arch.image_dim is not None)
         self.ffn = MLP(dim, arch.ffn_dim, dim)
@@ -246,13 +247,13 @@ class WanTransformer3DModel(BaseDiT[WanContext]):
             raise ValueError("image: must be given to a model with image_dim, and to no other")
         if image is not None and self.image_embedder is not None:
             image = self.image_embedder(image.to(tokens.dtype))
-        shared = (modulation, temb, text, text_bias, rotary, image, grid)
+        shared = (modulation, temb, text, text_bias, rotary, image)
         if timestep.ndim == 1:
-            return tokens, WanContext(*shared)
+            return tokens, WanContext(*shared, grid=grid)
         if timestep.shape[1] != grid[0]:
             raise ValueError(f"timestep of {timestep.shape[1]} frames: must be of the {grid[0]} of the tokens")
         frames = torch.arange(grid[0], device=tokens.device).repeat_interleave(grid[1] * grid[2])
-        return tokens, WanFrameContext(*shared, frames)
+        return tokens, WanFrameContext(*shared, frames, grid=grid)
 
     def project(self, tokens: torch.Tensor, context: WanContext) -> torch.Tensor:
         """Patches of the velocity."""

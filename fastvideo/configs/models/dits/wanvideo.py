@@ -1,7 +1,7 @@
 """Arch config of the Wan video transformer (defaults: Wan2.1-T2V-14B) and its checkpoint names."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from fastvideo.configs.models.base import ArchConfig, ParamNamesMapping, Rename, TransformerShape, shape_of, stacked
@@ -28,6 +28,7 @@ DIFFUSERS_NAMES = ParamNamesMapping(
         *stacked(("blocks.*.attn2.add_k_proj.*", "blocks.*.attn2.add_v_proj.*"), "blocks.*.cross_attn.kv_image.*"),
         Rename("blocks.*.attn2.norm_added_k.weight", "blocks.*.cross_attn.norm_k_image.weight"),
         *_attention("attn2", "cross_attn", "to_q", "to_k", "to_v", "to_out.0", fused=False),
+        Rename("blocks.*.to_gate_compress.*", "blocks.*.self_attn.gate.*"),
         Rename("blocks.*.norm2.*", "blocks.*.cross_norm.*"),
         Rename("blocks.*.ffn.net.0.proj.*", "blocks.*.ffn.fc_in.*"),
         Rename("blocks.*.ffn.net.2.*", "blocks.*.ffn.fc_out.*"),
@@ -104,6 +105,13 @@ class WanVideoArchConfig(ArchConfig):
     added_kv_proj_dim: int | None = None
     rope_max_seq_len: int = 1024
     pos_embed_seq_len: int | None = None
+    gate_compress: bool = False
+    """Whether self-attention has the gate branch of video sparse attention (arXiv 2505.13389). Configs in use do not
+    say so; the weights do."""
+
+    def with_weights(self, names: Collection[str]) -> "WanVideoArchConfig":
+        found = any(".to_gate_compress." in name for name in names)
+        return replace(self, gate_compress=found or self.gate_compress)
 
     @property
     def param_names_mapping(self) -> ParamNamesMapping:
