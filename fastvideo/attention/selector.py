@@ -4,54 +4,75 @@ import torch
 from torch import nn
 
 from fastvideo import envs
-from fastvideo.attention.backends.base import AttentionBackend, AttentionCall
+from fastvideo.attention.backends.base import AttentionBackend, AttentionCall, LayerPlace
 from fastvideo.attention.layer import DistributedAttention, LocalAttention
+from fastvideo.configs.attention import AttentionOptions
 from fastvideo.logger import init_logger
 from fastvideo.utils import nearest, resolve
 
 logger = init_logger(__name__)
 
-BACKENDS: dict[str, str] = {"TORCH_SDPA": "fastvideo.attention.backends.sdpa:SDPABackend"}
-"""Names of the backends that there are, best first, as "module:Class"."""
-
-NOT_AVAILABLE: dict[str, str] = {
-    "FLASH_ATTN": "has no backend of its own in this version; TORCH_SDPA uses PyTorch's flash kernels where they run",
-    "SAGE_ATTN": "is not available in this version",
-    "SAGE_ATTN_THREE": "is not available in this version",
-    "VIDEO_SPARSE_ATTN": "is not available in this version",
-    "SLIDING_TILE_ATTN": "is not available in this version",
-    "VMOBA_ATTN": "is not available in this version",
+BACKENDS: dict[str, str] = {
+    "FLASH_ATTN": "fastvideo.attention.backends.flash_attn:FlashBackend",
+    "TORCH_SDPA": "fastvideo.attention.backends.sdpa:SDPABackend",
+    "SAGE_ATTN": "fastvideo.attention.backends.sage_attn:SageBackend",
+    "SAGE_ATTN_THREE": "fastvideo.attention.backends.sage_attn:SageThreeBackend",
+    "VIDEO_SPARSE_ATTN": "fastvideo.attention.backends.video_sparse_attn:VideoSparseBackend",
+    "SLIDING_TILE_ATTN": "fastvideo.attention.backends.sliding_tile_attn:SlidingTileBackend",
+    "VMOBA_ATTN": "fastvideo.attention.backends.vmoba_attn:VMoBABackend",
 }
-"""Names that users know and that are refused, each with the reason."""
+"""Names of the backends that there are, the one that "auto" tries first first, as "module:Class"."""
 
 
-def select_backend(name: str | None, call: AttentionCall) -> AttentionBackend:
+def select_backend(
+    name: str | None,
+    call: AttentionCall,
+    options: AttentionOptions | None = None,
+    place: LayerPlace | None = None,
+) -> AttentionBackend:
     """The backend `name` for calls like `call`.
 
     Args:
-        name: a name in `BACKENDS`, in any case; "auto" for the best that can run `call`; None for what
-            FASTVIDEO_ATTENTION_BACKEND says, or else "auto".
+        name: a name in `BACKENDS`, in any case; "auto" for the first that can run `call` and computes what the
+            checkpoint says; None for what FASTVIDEO_ATTENTION_BACKEND says, or else "auto".
         call: what the backend must be able to run.
+        options: of the backends that leave keys out.
+        place: of the layer in its model.
 
     Raises:
         ValueError: the name is unknown, or its backend cannot run `call`; the message gives the reason and lists those
             that can.
     """
     wanted = (name or envs.attention_backend() or "auto").upper()
-    backends = [resolve(reference)() for reference in BACKENDS.values()]
-    running: dict[str, AttentionBackend] = {b.name: b for b in backends if b.why_not(call) is None}
-    listed = ", ".join(running) or "none"
-    if wanted == "AUTO":
-        if not running:
-            raise ValueError(f"attention backend 'auto': none can run {call}")
-        return next(iter(running.values()))
-    if wanted in running:
-        return running[wanted]
-    reason = NOT_AVAILABLE.get(wanted) or next((b.why_not(call) for b in backends if b.name == wanted), None)
-    if reason is None:
-        close = nearest(wanted, [*BACKENDS, *NOT_AVAILABLE])
+
+    def tried(reference: str) -> tuple[AttentionBackend, str | None]:
+        """A backend, and why it cannot run; its module is imported now, and some take long."""
+        backend: AttentionBackend = resolve(reference).for_layer(options or AttentionOptions(), place or LayerPlace())
+        return backend, _why_not(backend, call)
+
+    if wanted in BACKENDS:
+        backend, reason = tried(BACKENDS[wanted])
+        if reason is None:
+            return backend
+    elif wanted == "AUTO":
+        for backend, reason in map(tried, BACKENDS.values()):
+            # with a gate the backend that has it is what the checkpoint was trained with
+            if reason is None and (backend.exact or call.gate):
+                return backend
+        raise ValueError(f"attention backend 'auto': none can run {call}")
+    else:
+        close = nearest(wanted, BACKENDS)
         reason = "is no attention backend" + (f"; did you mean {close!r}?" if close else "")
+    running = [backend.name for backend, problem in map(tried, BACKENDS.values()) if problem is None]
+    listed = ", ".join(running) or "none"
     raise ValueError(f"attention backend {wanted!r}: {reason}; those that can run here: {listed}; or 'auto'")
+
+
+def _why_not(backend: AttentionBackend, call: AttentionCall) -> str | None:
+    """The reason why `backend` cannot run `call`, or None."""
+    if call.gate and not backend.gated:
+        return "has no gate branch, and the checkpoint was trained with one (video sparse attention)"
+    return backend.why_not(call)
 
 
 def set_attention_backend(
@@ -62,6 +83,9 @@ def set_attention_backend(
     dtype: torch.dtype,
     head_dim: int,
     ring: bool = False,
+    options: AttentionOptions | None = None,
+    heads: int | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> None:
     """Give every attention layer in `model` its backend.
 
@@ -76,6 +100,9 @@ def set_attention_backend(
         dtype: of queries, keys and values.
         head_dim: of the model's attention.
         ring: whether the full-sequence attention goes around a ring of ranks.
+        options: of the backends that leave keys out.
+        heads: of the model's full-sequence attention, on all ranks together.
+        part: which part of them this rank attends with, and how many parts there are.
 
     Raises:
         ValueError: as in `select_backend`.
@@ -86,9 +113,12 @@ def set_attention_backend(
     for layer in local:
         call = AttentionCall(device=device_type, dtype=dtype, head_dim=head_dim, has_bias=True, causal=layer.causal)
         layer.backend = _preferred(name, call)
-    for exchanged in full:
-        call = AttentionCall(device=device_type, dtype=dtype, head_dim=head_dim, logsumexp=ring)
-        exchanged.backend = select_backend(name, call)
+    for number, exchanged in enumerate(full):
+        call = AttentionCall(
+            device=device_type, dtype=dtype, head_dim=head_dim, logsumexp=ring, video=True, gate=exchanged.gated
+        )
+        place = LayerPlace(layer=number, layers=len(full), heads=heads, part=part)
+        exchanged.backend = select_backend(name, call, options, place)
 
 
 def attention_backend_name(model: nn.Module) -> str | None:
@@ -104,7 +134,7 @@ def _preferred(name: str | None, call: AttentionCall) -> AttentionBackend:
     wanted = (name or envs.attention_backend() or "auto").upper()
     if wanted in BACKENDS:
         backend: AttentionBackend = resolve(BACKENDS[wanted])()
-        reason = backend.why_not(call)
+        reason = _why_not(backend, call)
         if reason is None:
             return backend
         logger.debug("attention with a bias: %s cannot run it (%s), another backend does", wanted, reason)
