@@ -121,7 +121,7 @@ def measured_rate(device: str, dtype: torch.dtype, tokens: int) -> float:
     context = WanContext(
         torch.zeros(1, 6, width, device=device), torch.zeros(1, width, device=device, dtype=dtype),
         torch.randn(1, TEXT, width, device=device, dtype=dtype), None,
-        rotary_table((1, 1, tokens), arch.attention_head_dim, torch.device(device)), grid=(1, 1, tokens),
+        rotary_table((1, 1, tokens), arch.attention_head_dim, torch.device(device)), None, grid=(1, 1, tokens),
     )  # fmt: skip
     x = torch.randn(1, tokens, width, device=device, dtype=dtype)
     seconds = []

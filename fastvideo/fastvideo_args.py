@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvideo import envs
+from fastvideo.configs.attention import AttentionOptions, MoBAConfig, Sizes, read_mask_strategy, require_window
 from fastvideo.configs.base import Assignable, require_bool, require_number, require_whole
 from fastvideo.configs.combinations import HOST_OFFLOAD, check_combinations
 from fastvideo.configs.pipelines.base import PRECISIONS, PipelineConfig
@@ -20,6 +21,15 @@ DEGREES = ("tp_size", "sp_size", "ulysses_size", "ring_size", "cfg_size")
 
 HOMES = ("device", "host", "disk")
 """Where the weights of a component may be while no stage uses it."""
+
+_BACKEND_OF = {
+    "VSA_sparsity": "VIDEO_SPARSE_ATTN",
+    "STA_window": "SLIDING_TILE_ATTN",
+    "STA_tile_size": "SLIDING_TILE_ATTN",
+    "mask_strategy_file_path": "SLIDING_TILE_ATTN",
+    "moba_config": "VMOBA_ATTN",
+}
+"""The attention backend that each of these options is about."""
 
 
 @dataclass(kw_only=True)
@@ -81,7 +91,15 @@ class FastVideoArgs(Assignable):
     text_encoder_quantization: str | None = None
     """The same, of the text encoder's."""
     VSA_sparsity: float = 0.0
-    """Share of the key blocks that video sparse attention leaves out."""
+    """Share of the key blocks that VIDEO_SPARSE_ATTN leaves out; 0 leaves none out."""
+    STA_window: Sizes | None = None
+    """Tiles in time, height and width that a query sees with SLIDING_TILE_ATTN, in every layer and head."""
+    STA_tile_size: Sizes | None = None
+    """Tokens of a tile in time, height and width; None is 6, 8, 8."""
+    mask_strategy_file_path: str | None = None
+    """A JSON file with the window of each layer and head, in place of STA_window."""
+    moba_config: dict[str, Any] | None = None
+    """How VMOBA_ATTN cuts and chooses, by the names of its config files; what is left out is the default."""
     lora_path: str | list[str] | None = None
     """One LoRA, or several: each a file, a folder or a Hub id, and after a colon its strength if that is not 1."""
     lora_nickname: str = "default"
@@ -115,9 +133,7 @@ class FastVideoArgs(Assignable):
         self._check_offload()
         self._check_compile()
         self._check_quantization()
-        require_number("VSA_sparsity", self.VSA_sparsity, 0, 1)
-        require(self.VSA_sparsity == 0, "VSA_sparsity", self.VSA_sparsity,
-                "video sparse attention is not available in this version", "leave it 0")  # fmt: skip
+        self.attention_options()
         self._check_lora()
         config = self.pipeline_config
         if config is not None:
@@ -195,6 +211,36 @@ class FastVideoArgs(Assignable):
     def resolved_attention_backend(self) -> str:
         """The name asked for: the option, or FASTVIDEO_ATTENTION_BACKEND, or "auto"."""
         return self.attention_backend or envs.attention_backend() or "auto"
+
+    def attention_options(self) -> AttentionOptions:
+        """The options of attention backends that leave keys out, checked.
+
+        Raises:
+            ValueError: one that cannot be, or that the backend asked for would ignore.
+        """
+        backend = self.resolved_attention_backend()
+        for name, owner in _BACKEND_OF.items():
+            value = getattr(self, name)
+            require(not value or backend.upper() == owner, name, value,
+                    f"does nothing with attention_backend={backend!r}", f"set attention_backend={owner!r}")  # fmt: skip
+        require_number("VSA_sparsity", self.VSA_sparsity, 0, 1)
+        require(self.VSA_sparsity < 1, "VSA_sparsity", self.VSA_sparsity, "must be less than 1: a query needs a key")
+        options: dict[str, Any] = {"VSA_sparsity": self.VSA_sparsity}
+        for name in ("STA_window", "STA_tile_size"):
+            value = getattr(self, name)
+            if value is not None:
+                require_window(name, value)
+                options[name] = tuple(value)
+        path = self.mask_strategy_file_path
+        if path is not None:
+            require(self.STA_window is None, "STA_window", self.STA_window,
+                    "mask_strategy_file_path says it for each head", "leave one of them out")  # fmt: skip
+            options["STA_windows"] = read_mask_strategy(path)
+        config = self.moba_config
+        if config is not None:
+            require(isinstance(config, dict), "moba_config", config, "must be a dict or None")
+            options["moba"] = MoBAConfig.from_dict(config)
+        return AttentionOptions(**options)
 
     def _check_parallel(self) -> None:
         given = 1

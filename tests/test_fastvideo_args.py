@@ -12,7 +12,7 @@ KEYWORDS_IN_USE = (
     "num_gpus tp_size sp_size revision distributed_executor_backend use_fsdp_inference dit_cpu_offload "
     "dit_layerwise_offload text_encoder_cpu_offload image_encoder_cpu_offload vae_cpu_offload pin_cpu_memory "
     "enable_torch_compile torch_compile_kwargs pipeline_config attention_backend VSA_sparsity lora_path lora_nickname "
-    "dist_timeout precision device "
+    "dist_timeout precision device STA_window STA_tile_size mask_strategy_file_path moba_config "
     "ulysses_size ring_size cfg_size disk_offload quantization text_encoder_quantization"
 )
 
@@ -62,8 +62,11 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("disk_offload", ("vae", 2), "must be True, False, or names of components"),
     ("quantization", "int4", "must be one of int8, int8_dynamic, fp8, fp8_dynamic, nf4, or None"),
     ("text_encoder_quantization", True, "must be one of int8"),
-    ("VSA_sparsity", 0.5, "leave it 0"),
-    ("VSA_sparsity", 2, "from 0 to 1"),
+    ("VSA_sparsity", 0.5, "does nothing with attention_backend='auto'; set attention_backend='VIDEO_SPARSE_ATTN'"),
+    ("STA_window", (3, 3, 3), "does nothing with attention_backend='auto'; set attention_backend='SLIDING_TILE_ATTN'"),
+    ("STA_tile_size", [4, 4, 4], "does nothing with attention_backend='auto'; set attention_backend='SLIDING_TILE_A"),
+    ("mask_strategy_file_path", "sta.json", "set attention_backend='SLIDING_TILE_ATTN'"),
+    ("moba_config", {"st_topk": 3}, "does nothing with attention_backend='auto'; set attention_backend='VMOBA_ATTN'"),
     ("lora_path", 3, "must be a path, or a list of paths"),
     ("lora_path", ["a", ""], "must be a path, or a list of paths"),
     ("lora_path", "a.safetensors:inf", "its strength must be a finite number; as in a.safetensors:0.8"),

@@ -19,6 +19,9 @@ NOT_CONTENT = ("output_path", "save_video", "return_frames")
 SHARING = ("num_gpus", "tp_size", "ulysses_size", "ring_size", "cfg_size", "use_fsdp_inference")
 """Engine options that say how devices share the work, on which the order of additions depends."""
 
+SPARSITY = ("VSA_sparsity", "STA_window", "STA_tile_size", "mask_strategy_file_path", "moba_config")
+"""Engine options of the attention backends that leave keys out."""
+
 PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "numpy", "av", "ftfy")
 """Distributions whose version can change a pixel."""
 QUANTIZERS = ("torchao",)
@@ -63,6 +66,7 @@ def clip_metadata(
         "pipeline_config": pipeline_config.to_dict(),
         "precision": args.precision,
         "attention_backend": attention_backend,
+        "attention_options": {name: getattr(args, name) for name in SPARSITY},
         "enable_torch_compile": args.enable_torch_compile,
         "torch_compile_kwargs": args.torch_compile_kwargs,
         "quantization": args.quantization,

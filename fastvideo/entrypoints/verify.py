@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from fastvideo.attention.layer import DistributedAttention
 from fastvideo.attention.selector import set_attention_backend
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.sample.base import SamplingParam
@@ -315,8 +316,17 @@ def root_mean_square(rounded: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def load_ours(source: ComponentSource, dtype: torch.dtype) -> Any:
-    """Our model of `source`."""
+    """Our model of `source`.
+
+    Raises:
+        ValueError: it has weights that the reference would leave out.
+    """
     plan = blueprint(source)
+    if any(isinstance(module, DistributedAttention) and module.gated for module in plan.model.modules()):
+        raise ValueError(
+            f"component {source.name!r}: has the gate branch of video sparse attention, which the reference leaves "
+            "out; there is nothing to compare it with"
+        )
     model = load_component(plan, dtype=dtype)
     if isinstance(model, BaseDiT) and plan.arch.head_dim is not None:
         set_attention_backend(model, None, device="cpu", dtype=dtype, head_dim=plan.arch.head_dim)

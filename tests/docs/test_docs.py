@@ -1,6 +1,7 @@
 """README and docs against the code: links, code blocks, commands, flags, keys, variables, names and defaults."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import os
@@ -322,11 +323,21 @@ def test_components() -> None:
 
 
 def test_attention_backends() -> None:
-    from fastvideo.attention.selector import BACKENDS, NOT_AVAILABLE
+    from fastvideo.attention.selector import BACKENDS
 
     table = rows(section("docs/configuration.md", "## Attention backends"))
-    assert {name for row in table for name in re.findall("`(.*?)`", row[0])} == {"auto", *BACKENDS, *NOT_AVAILABLE}
-    assert re.findall("`(.*?)`", next(row[0] for row in table if row[1].startswith("refused"))) == list(NOT_AVAILABLE)
+    assert [name for row in table for name in re.findall("`(.*?)`", row[0])] == ["auto", *BACKENDS]
+    assert list(first_column(section("docs/attention.md", "## Which one"))) == list(BACKENDS)
+
+
+def test_options_of_vmoba() -> None:
+    from fastvideo.configs.attention import MoBAConfig
+
+    documented = {
+        name: row[1].strip("`") for name, row in first_column(section("docs/attention.md", "## VMoBA")).items()
+    }
+    defaults = {field.name: field.default for field in dataclasses.fields(MoBAConfig)}
+    assert documented == {name: repr(value) for name, value in defaults.items()}
 
 
 def test_the_table_of_the_readme_has_its_place() -> None:

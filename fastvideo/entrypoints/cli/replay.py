@@ -76,7 +76,7 @@ def settings_of(metadata: dict[str, Any], clip: Path) -> dict[str, Any]:
         names = ("precision", "attention_backend", "enable_torch_compile", "torch_compile_kwargs", "device",
                  "quantization", "text_encoder_quantization")  # fmt: skip
         engine = {name: metadata[name] for name in names} | {"revision": metadata["model"]["revision"]}
-        engine |= metadata["devices"]
+        engine |= metadata["devices"] | metadata["attention_options"]
         index, _ = (
             metadata["index"],
             (metadata["threads"], metadata["model"]["weights"], metadata["versions"], metadata["inputs"]),

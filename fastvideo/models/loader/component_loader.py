@@ -8,18 +8,16 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from fastvideo import envs
-from fastvideo.attention.selector import set_attention_backend
 from fastvideo.configs.models.base import ArchConfig, ParamNamesMapping
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.registry import find_component
 from fastvideo.distributed.groups import ONE_RANK, Groups
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
-from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.encoders.base import ImageEncoder, TextEncoder
 from fastvideo.models.encoders.image_processor import ImageProcessor
 from fastvideo.models.encoders.tokenizer import plain_tokenizer
+from fastvideo.models.loader.attention import choose_attention, compile_blocks
 from fastvideo.models.loader.offload import DiskHome, host_home, offload
 from fastvideo.models.loader.quantize import bytes_of, check_quantized, quantize_weights
 from fastvideo.models.loader.repo import ComponentSource, Repo
@@ -92,6 +90,8 @@ def blueprint(source: ComponentSource) -> Blueprint:
     header = source.header()
     what = f"component {source.name!r}"
     arch = arch_of(source)
+    if not source.official:
+        arch = arch.with_weights(header)
     mapping = arch.official_param_names_mapping if source.official else arch.param_names_mapping
     if mapping is None:
         raise ValueError(f"{what}: {source.class_name} has no official format; use a Diffusers-style repo")
@@ -238,8 +238,7 @@ def load_components(
     options: Collection[str] = (),
     groups: Groups = ONE_RANK,
 ) -> dict[str, object]:
-    """The components in `required`: models with weights on their device, tokenizers, image processors,
-    schedulers.
+    """The components in `required`: models with weights on their device, tokenizers, image processors, schedulers.
 
     Encoders get what prepares their input. All is checked before a weight is read.
 
@@ -266,6 +265,7 @@ def load_components(
         source.files.fetch(source.weight_names())
     blueprints = [blueprint(source) for source in models]
     for plan in blueprints:
+        choose_attention(plan.model, plan.arch, dtypes[plan.source.name], args, platform, groups)
         if isinstance(plan.model, BaseVAE) and pipeline_config.vae_tiling:
             plan.model.cut(tiling_of(plan.arch, pipeline_config))
         check_quantized(plan.source.name, plan.model, plan.arch, args, pipeline_config)
@@ -280,7 +280,7 @@ def load_components(
             name = plan.source.name
             bar.set_postfix_str(name, refresh=False)
             model = _load(plan, dtypes[name], platform.device, args, groups, bar.update)
-            _prepare(model, plan.arch, dtypes[name], args, platform, groups)
+            compile_blocks(model, args)
             if isinstance(model, TextEncoder):
                 _give_tokenizer(model, name, loaded, pipeline_config)
             if isinstance(model, ImageEncoder):
@@ -338,19 +338,6 @@ def _load(
     offload(model, disk, device, by_layer=by_layer)
     report(plan.nbytes)
     return model.eval().requires_grad_(False)
-
-
-def _prepare(
-    model: nn.Module, arch: ArchConfig, dtype: torch.dtype, args: FastVideoArgs, platform: Platform, groups: Groups
-) -> None:
-    """Attention backends, and compilation of a diffusion transformer."""
-    if arch.head_dim is not None:
-        wanted = args.resolved_attention_backend() if isinstance(model, BaseDiT) else "auto"
-        ring = groups.ring.size > 1
-        set_attention_backend(model, wanted, device=platform.device, dtype=dtype, head_dim=arch.head_dim, ring=ring)
-    if isinstance(model, BaseDiT) and args.enable_torch_compile:
-        envs.keep_compiled_code()
-        model.compile_blocks(**(args.torch_compile_kwargs or {}))
 
 
 def tiling_of(arch: ArchConfig, pipeline_config: PipelineConfig) -> Tiling:

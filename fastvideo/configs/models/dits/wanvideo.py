@@ -46,12 +46,10 @@ DIFFUSERS_NAMES = ParamNamesMapping(
         Rename("scale_shift_table", "modulation_out"),
     ),
     # early checkpoints have a norm of queries of the image, which attends to nothing
-    # and models that can also run sparse attention have gates of that
     drop=(
         "rope.freqs_cos",
         "rope.freqs_sin",
         "blocks.*.attn2.norm_added_q.weight",
-        "blocks.*.to_gate_compress.*",
     ),
 )
 
