@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny_repos
+from tests import official_repos, tiny_repos
 
 # no test may depend on the network
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -35,7 +35,7 @@ def euler_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def official_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights as a flat folder under the authors' names. Read only."""
-    return tiny_repos.make_official_repo(tmp_path_factory.mktemp("repos") / "wan-tiny-official")
+    return official_repos.make_official_repo(tmp_path_factory.mktemp("repos") / "wan-tiny-official")
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +78,12 @@ def dmd_repo(wan_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lucy_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Lucy Edit repo. Read only."""
     return tiny_repos.make_lucy_repo(tmp_path_factory.mktemp("repos") / "lucy-tiny")
+
+
+@pytest.fixture(scope="session")
+def vace_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Wan 2.1 VACE repo. Read only."""
+    return tiny_repos.make_vace_repo(tmp_path_factory.mktemp("repos") / "wan-tiny-vace")
 
 
 @pytest.fixture(autouse=True, scope="session")

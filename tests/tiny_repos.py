@@ -188,39 +188,6 @@ def make_i2v_repo(
     return path
 
 
-def make_official_repo(path: Path, seed: int = 0, **options: Any) -> Path:
-    """A flat folder as the Wan authors publish it, with the weights of `make_wan_repo(..., seed=seed, **options)`.
-
-    The names are made by reading `official_param_names_mapping` backwards: `.safetensors` for the transformer, `.pth`
-    for the text encoder and the VAE.
-
-    Returns:
-        `path`.
-    """
-    from safetensors.torch import save_file
-
-    from fastvideo.configs.models.dits.wanvideo import WanVideoArchConfig
-
-    source = make_wan_repo(path.with_name(path.name + "-diffusers"), seed=seed, **options)
-    path.mkdir(parents=True, exist_ok=True)
-    raw = json.loads((source / "transformer" / "config.json").read_text())
-    arch = WanVideoArchConfig.from_dict(raw)
-    config = {
-        "_class_name": "WanModel", "_diffusers_version": "0.30.0", "model_type": "t2v", "text_len": 512,
-        "dim": arch.hidden_size, "num_heads": arch.num_attention_heads, "ffn_dim": arch.ffn_dim,
-        "freq_dim": arch.freq_dim, "in_dim": arch.in_channels, "out_dim": arch.out_channels,
-        "num_layers": arch.num_layers, "eps": arch.eps,
-    }  # fmt: skip
-    if arch.text_dim != 4096:
-        config["text_dim"] = arch.text_dim
-    (path / "config.json").write_text(json.dumps(config, indent=2))
-    save_file(official_state(source, "transformer"), path / "diffusion_pytorch_model.safetensors")
-    torch.save(official_state(source, "text_encoder"), path / "models_t5_umt5-xxl-enc-bf16.pth")
-    torch.save(official_state(source, "vae"), path / "Wan2.1_VAE.pth")
-    make_tokenizer().save_pretrained(path / "google" / "umt5-xxl")
-    return path
-
-
 def make_wan22_repo(path: Path, images: bool = False, scheduler: str = "unipc", seed: int = 0) -> Path:
     """A Diffusers repo of a Wan 2.2 pipeline with two transformers in folder `path`; with `images`, image to video.
 
@@ -296,85 +263,25 @@ def make_lucy_repo(path: Path, scheduler: str = "unipc", seed: int = 0) -> Path:
     return path
 
 
-OFFICIAL_ENCODER = {"hidden_size": 160, "num_attention_heads": 2, "image_size": 224, "patch_size": 56}
-"""Of `make_image_encoder`: what an official folder implies is as there, 80 numbers a head and images of 224 pixels."""
-
-
-def make_official_i2v_repo(path: Path, source: Path, last: bool = False) -> Path:
-    """A flat folder as the Wan authors publish it, with the weights of `source` from `make_i2v_repo`, whose
-    `image_encoder` is `OFFICIAL_ENCODER`.
+def make_vace_repo(path: Path, scheduler: str = "unipc", seed: int = 0) -> Path:
+    """A Diffusers repo of a Wan 2.1 VACE pipeline in folder `path`: control blocks for layers 0 and 2 of 3.
 
     Returns:
         `path`.
     """
-    from safetensors.torch import save_file
+    from diffusers import WanVACEPipeline, WanVACETransformer3DModel
 
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(official_config(source, "transformer", "flf2v" if last else "i2v"))
-    save_file(official_state(source, "transformer"), path / "diffusion_pytorch_model.safetensors")
-    torch.save(official_state(source, "text_encoder"), path / "models_t5_umt5-xxl-enc-bf16.pth")
-    torch.save(official_state(source, "vae"), path / "Wan2.1_VAE.pth")
-    state = official_state(source, "image_encoder")
-    state["visual.cls_embedding"] = state["visual.cls_embedding"][None, None]
-    state["visual.pos_embedding"] = state["visual.pos_embedding"][None]
-    state |= {"log_scale": torch.ones(()), "visual.head": torch.ones(160, 8), "textual.head.weight": torch.ones(3)}
-    state["visual.transformer.2.norm1.weight"] = torch.ones(160)
-    torch.save(state, path / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth")
-    make_tokenizer().save_pretrained(path / "google" / "umt5-xxl")
+    tokenizer = make_tokenizer()
+    torch.manual_seed(5 * seed + 1)
+    transformer = WanVACETransformer3DModel(
+        num_attention_heads=3, attention_head_dim=20, in_channels=16, out_channels=16, text_dim=36, freq_dim=32,
+        ffn_dim=100, num_layers=3, vace_layers=[0, 2], vace_in_channels=96,
+    )  # fmt: skip
+    WanVACEPipeline(
+        tokenizer=tokenizer,
+        text_encoder=make_text_encoder(len(tokenizer), seed=5 * seed),
+        transformer=randomize(transformer, 5 * seed + 1),
+        vae=make_vae(seed=5 * seed + 2),
+        scheduler=make_scheduler(scheduler, 3.0),
+    ).save_pretrained(path)
     return path
-
-
-def official_config(source: Path, component: str, model_type: str) -> str:
-    """The `config.json` that the Wan authors would have written of a transformer of Diffusers repo `source`."""
-    config = json.loads((source / component / "config.json").read_text())
-    names = {"num_attention_heads": "num_heads", "in_channels": "in_dim", "out_channels": "out_dim"}
-    same = ("ffn_dim", "freq_dim", "num_layers", "eps", "text_dim")
-    values = {names.get(name, name): config[name] for name in (*names, *same)}
-    dim = config["num_attention_heads"] * config["attention_head_dim"]
-    return json.dumps({"_class_name": "WanModel", "model_type": model_type, "text_len": 512, "dim": dim, **values})
-
-
-def make_official_22_repo(path: Path, source: Path, model_type: str) -> Path:
-    """A folder of Wan 2.2 as its authors publish it, with the weights of `source`; `model_type` t2v, i2v or ti2v.
-
-    Returns:
-        `path`.
-    """
-    from safetensors.torch import save_file
-
-    folders = {"transformer": "high_noise_model", "transformer_2": "low_noise_model"}
-    for component, folder in {"transformer": ""}.items() if model_type == "ti2v" else folders.items():
-        (path / folder).mkdir(parents=True)
-        (path / folder / "config.json").write_text(official_config(source, component, model_type))
-        state = official_state(source, component)
-        save_file(state, path / folder / "diffusion_pytorch_model.safetensors")
-    torch.save(official_state(source, "text_encoder"), path / "models_t5_umt5-xxl-enc-bf16.pth")
-    vae = "Wan2.2_VAE.pth" if model_type == "ti2v" else "Wan2.1_VAE.pth"
-    torch.save(official_state(source, "vae"), path / vae)
-    make_tokenizer().save_pretrained(path / "google" / "umt5-xxl")
-    return path
-
-
-def official_state(repo: Path, component: str) -> dict[str, torch.Tensor]:
-    """The state dict of `component` of a Diffusers repo, in one file, under the authors' names."""
-    from safetensors.torch import load_file
-
-    from fastvideo.configs.models.base import ArchConfig
-    from fastvideo.configs.models.dits.wanvideo import WanVideoArchConfig
-    from fastvideo.configs.models.encoders.clip import CLIPVisionArchConfig
-    from fastvideo.configs.models.encoders.t5 import UMT5ArchConfig
-    from fastvideo.configs.models.vaes.wanvae import WanVAEArchConfig
-    from fastvideo.models.loader.weights import checkpoint_state, module_state
-
-    arch_classes: dict[str, type[ArchConfig]] = {
-        "transformer": WanVideoArchConfig, "text_encoder": UMT5ArchConfig, "vae": WanVAEArchConfig,
-        "image_encoder": CLIPVisionArchConfig, "transformer_2": WanVideoArchConfig,
-    }  # fmt: skip
-    folder = repo / component
-    arch = arch_classes[component].from_dict(json.loads((folder / "config.json").read_text()))
-    state: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        state |= load_file(file)
-    official = arch.official_param_names_mapping
-    assert official is not None
-    return checkpoint_state(module_state(state, arch.param_names_mapping), official)

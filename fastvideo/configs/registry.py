@@ -24,6 +24,11 @@ COMPONENTS: tuple[ComponentEntry, ...] = (
         arch="fastvideo.configs.models.dits.wanvideo:WanVideoArchConfig",
     ),
     ComponentEntry(
+        class_name="WanVACETransformer3DModel",
+        model="fastvideo.models.dits.wanvace:WanVACETransformer3DModel",
+        arch="fastvideo.configs.models.dits.wanvace:WanVACEArchConfig",
+    ),
+    ComponentEntry(
         class_name="AutoencoderKLWan",
         model="fastvideo.models.vaes.wanvae:AutoencoderKLWan",
         arch="fastvideo.configs.models.vaes.wanvae:WanVAEArchConfig",

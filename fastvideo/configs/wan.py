@@ -47,6 +47,11 @@ _FAST: dict[str, Any] = {
     "pipeline": f"{_BASIC}.wan_dmd_pipeline:WanDMDPipeline",
     "pipeline_config": f"{_LAYOUTS}:FastWanConfig",
 }
+_VACE: dict[str, Any] = {
+    "pipeline_class": "WanVACEPipeline",
+    "pipeline": f"{_BASIC}.wan_vace_pipeline:WanVACEPipeline",
+    "official_layout": f"{_LAYOUTS}:OFFICIAL_VACE_LAYOUT",
+}
 
 MODELS: tuple[ModelEntry, ...] = (
     ModelEntry(
@@ -192,8 +197,33 @@ MODELS: tuple[ModelEntry, ...] = (
         description="Lucy Edit: a video changed as a text says, 5B parameters",
         model_ids=("decart-ai/Lucy-Edit-Dev",),
         pipeline_class="LucyEditPipeline",
-        pipeline=f"{_BASIC}.lucy_edit_pipeline:LucyEditPipeline",
+        pipeline=f"{_BASIC}.wan_lucy_pipeline:LucyEditPipeline",
         pipeline_config=f"{_LAYOUTS}:WanT2VConfig",
         sampling="fastvideo.configs.sample.wan:LucyEditSampling",
+    ),
+    ModelEntry(
+        name="wan2.1-vace-1.3b",
+        description="Wan 2.1 VACE, steered by videos, masks and images, 1.3B parameters, 480p",
+        model_ids=("Wan-AI/Wan2.1-VACE-1.3B-diffusers", "Wan-AI/Wan2.1-VACE-1.3B"),
+        pipeline_config=f"{_LAYOUTS}:WanT2V480PConfig",
+        sampling="fastvideo.configs.sample.wan:WanVACESampling",
+        signature=(("transformer.num_layers", 30), ("transformer.ffn_dim", 8960)),
+        **_VACE,
+    ),
+    ModelEntry(
+        name="wan2.1-vace-14b",
+        description="Wan 2.1 VACE, steered by videos, masks and images, 14B parameters, 720p",
+        model_ids=("Wan-AI/Wan2.1-VACE-14B-diffusers", "Wan-AI/Wan2.1-VACE-14B"),
+        pipeline_config=f"{_LAYOUTS}:WanT2V720PConfig",
+        sampling="fastvideo.configs.sample.wan:WanVACE720PSampling",
+        signature=(("transformer.num_layers", 40), ("transformer.ffn_dim", 13824)),
+        **_VACE,
+    ),
+    ModelEntry(
+        name="wan2.1-vace",
+        description="Any other local Wan 2.1 VACE repo",
+        pipeline_config=f"{_LAYOUTS}:WanT2VConfig",
+        sampling="fastvideo.configs.sample.wan:WanVACESampling",
+        **_VACE,
     ),
 )

@@ -86,7 +86,7 @@ def test_a_folder_without_an_index(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_official_class(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"_class_name": "HunyuanModel"}')
-    with pytest.raises(ValueError, match="_class_name='HunyuanModel'; official layouts are known for WanModel"):
+    with pytest.raises(ValueError, match="_class_name='HunyuanModel'; official layouts are known for VaceWan"):
         entry_for(tmp_path)
 
 

@@ -12,7 +12,7 @@ import torch
 from fastvideo import SamplingParam, VideoGenerator
 from fastvideo.entrypoints import media
 from fastvideo.entrypoints.cli.main import main
-from tests import tiny_repos
+from tests import official_repos, tiny_repos
 from tests.pipelines.wan_pairs import CAT, load_reference, picture, theirs
 
 SMALL: dict[str, Any] = {
@@ -153,8 +153,8 @@ def test_two_processes_get_the_image(generator: VideoGenerator, i2v_repo: Path, 
 
 @pytest.mark.parametrize("last", [False, True])
 def test_an_official_folder_gives_the_same(tmp_path: Path, last: bool) -> None:
-    source = tiny_repos.make_i2v_repo(tmp_path / "repo", last, image_encoder=tiny_repos.OFFICIAL_ENCODER)
-    official = tiny_repos.make_official_i2v_repo(tmp_path / "official", source, last)
+    source = tiny_repos.make_i2v_repo(tmp_path / "repo", last, image_encoder=official_repos.OFFICIAL_ENCODER)
+    official = official_repos.make_official_i2v_repo(tmp_path / "official", source, last)
     images = {"image": picture(48, 32)} | ({"last_image": picture(48, 32, seed=4)} if last else {})
     made = []
     for repo in (source, official):

@@ -132,3 +132,13 @@ def test_few_steps(
     run(monkeypatch, "few_steps.py", dmd_repo, "a red kite", "32x16")
     assert "s of denoising" in capsys.readouterr().out
     assert read_frames(tmp_path / "video_samples" / "a red kite.mp4").shape == (61, 16, 32, 3)
+
+
+def test_control_video(vace_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = film(60, 60, 6)
+    frames[0].save("poses.webp", save_all=True, append_images=frames[1:], lossless=True)
+    picture(30, 50).save("fox.png")
+    picture(60, 60).save("mask.png")
+    run(monkeypatch, "control_video.py", vace_repo, "a fox", "poses.webp", "fox.png")
+    run(monkeypatch, "control_video.py", vace_repo, "a fox", "poses.webp", "", "mask.png")
+    assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == ["(32, 32, 5)"] * 2

@@ -28,7 +28,8 @@ from fastvideo.models.loader.component_loader import (
 from fastvideo.models.loader.repo import resolve_repo
 from fastvideo.models.schedulers import Scheduler
 from fastvideo.models.vaes.wanvae import AutoencoderKLWan
-from tests.tiny_repos import make_text_encoder, make_wan_repo, official_state
+from tests.official_repos import official_state
+from tests.tiny_repos import make_text_encoder, make_wan_repo
 
 REQUIRED = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
 MODELS = ("text_encoder", "transformer", "vae")

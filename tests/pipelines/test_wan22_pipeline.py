@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
-from tests import tiny_repos
+from tests import official_repos
 from tests.pipelines.wan_pairs import CAT, LEVEL, difference, load, load_reference, ours, picture, request, theirs
 
 Pair = tuple[ComposedPipelineBase, Any]
@@ -141,7 +141,7 @@ def test_an_official_folder_gives_the_same(
     kind: str, wan22_repo: Path, wan22_i2v_repo: Path, ti2v_repo: Path, tmp_path: Path
 ) -> None:
     source_of = {"t2v": wan22_repo, "i2v": wan22_i2v_repo, "ti2v": ti2v_repo}
-    official = load(tiny_repos.make_official_22_repo(tmp_path / "official", source_of[kind], kind))
+    official = load(official_repos.make_official_22_repo(tmp_path / "official", source_of[kind], kind))
     expected = load(source_of[kind])
     media = {} if kind == "t2v" else {"image": picture(40, 30)}
     fields = request(height=32, width=64, num_inference_steps=6)

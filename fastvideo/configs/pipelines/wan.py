@@ -85,10 +85,10 @@ class FastWanConfig(WanT2VConfig):
     flow_shift: float | None = 8.0
 
 
-def _transformer(name: str, folder: str = "") -> OfficialComponent:
+def _transformer(name: str, folder: str = "", class_name: str = "WanTransformer3DModel") -> OfficialComponent:
     prefix = f"{folder}/" if folder else ""
     return OfficialComponent(
-        name=name, library="diffusers", class_name="WanTransformer3DModel", config=f"{prefix}config.json",
+        name=name, library="diffusers", class_name=class_name, config=f"{prefix}config.json",
         weights=f"{prefix}diffusion_pytorch_model.safetensors",
     )  # fmt: skip
 
@@ -176,3 +176,10 @@ OFFICIAL_TI2V_LAYOUT = OfficialLayout(
     options=(("expand_timesteps", True),),
 )
 """A flat folder of Wan 2.2 text-and-image-to-video."""
+
+OFFICIAL_VACE_LAYOUT = OfficialLayout(
+    config_class="VaceWanModel",
+    pipeline_class="WanVACEPipeline",
+    components=(_transformer("transformer", class_name="WanVACETransformer3DModel"), *_around(3.0)),
+)
+"""A flat folder of Wan 2.1 VACE."""

@@ -113,6 +113,23 @@ class WanV2VSampling(WanT2V480PSampling):
 
 
 @dataclass(kw_only=True)
+class WanVACESampling(WanT2V480PSampling):
+    """Wan2.1-VACE-1.3B."""
+
+    takes: ClassVar[tuple[str, ...]] = ("video", "mask", "reference_images", "conditioning_scale")
+
+    guidance_scale: float = 5.0
+
+
+@dataclass(kw_only=True)
+class WanVACE720PSampling(WanVACESampling):
+    """Wan2.1-VACE-14B."""
+
+    height: int = 720
+    width: int = 1280
+
+
+@dataclass(kw_only=True)
 class LucyEditSampling(SamplingParam):
     """Lucy-Edit-Dev."""
 

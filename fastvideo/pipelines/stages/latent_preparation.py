@@ -16,6 +16,9 @@ LatentShape = Callable[[SamplingParam], tuple[int, int, int, int]]
 Begin = Callable[[torch.Tensor, ForwardBatch], torch.Tensor]
 """The latents of the first step from its noise, both [B, C, t, h, w] fp32."""
 
+MoreFrames = Callable[[ForwardBatch], int]
+"""Latent frames that a request needs in front of those of its video."""
+
 
 def noise_alone(noise: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
     """The noise."""
@@ -32,15 +35,23 @@ class LatentPreparationStage(PipelineStage):
     name = "latent_preparation"
     writes = ("latents", "generator")
 
-    def __init__(self, latent_shape: LatentShape, begin: Begin = noise_alone, uses: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        latent_shape: LatentShape,
+        begin: Begin = noise_alone,
+        more_frames: MoreFrames = lambda batch: 0,
+        uses: tuple[str, ...] = (),
+    ) -> None:
         """`uses` are the fields of the batch that `begin` reads beside the request."""
         self.latent_shape = latent_shape
         self.begin = begin
+        self.more_frames = more_frames
         self.reads = uses
 
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
         generator = torch.Generator("cpu").manual_seed(batch.sampling.seed)
-        shape = (batch.size, *self.latent_shape(batch.sampling))
+        channels, frames, height, width = self.latent_shape(batch.sampling)
+        shape = (batch.size, channels, frames + self.more_frames(batch), height, width)
         noise = torch.randn(shape, generator=generator, dtype=torch.float32)
         batch.generator = generator
         batch.latents = self.begin(noise.to(current_platform(args.device).device), batch)

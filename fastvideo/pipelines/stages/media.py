@@ -56,18 +56,19 @@ class ImageEncodingStage(PipelineStage):
 
 
 class ConditionStage(PipelineStage):
-    """The latents of the media, by the family's function; nothing where there are no media."""
+    """The latents of the media, by the family's function; nothing where there are no media, unless it wants to know."""
 
     name = "media_encoding"
     writes = ("condition",)
 
-    def __init__(self, make: MakeCondition, uses: tuple[str, ...] = ()) -> None:
-        """`uses` are the fields of the batch beside the request that `make` reads."""
+    def __init__(self, make: MakeCondition, always: bool = False, uses: tuple[str, ...] = ()) -> None:
+        """`always` calls `make` without media too; `uses` are the fields of the batch that it reads."""
         self.make = make
+        self.always = always
         self.reads = uses
 
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
-        if not batch.media.names:
+        if not (self.always or batch.media.names):
             batch.condition = None
             return batch
         device = current_platform(args.device).device
