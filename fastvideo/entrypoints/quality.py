@@ -71,7 +71,7 @@ def in_plain_fields(
     """
     plain, guided = copy.copy(sampling), sampling.guidance_scale > 1
     tuned: Tuned | None = None
-    quality = sampling.quality
+    quality, gate = sampling.quality, envs.cfg_gate_step()
     if quality != "exact":
         tuned = look_up()
         require(tuned is not None, "quality", quality, f"{model} was not measured yet", f"run fastvideo tune {model}")
@@ -79,13 +79,12 @@ def in_plain_fields(
         level = tuned["levels"].get(quality)
         require(level is not None, "quality", quality, "nothing that saves block runs keeps to its error budget on "
                 f"{model}", "use quality='exact', or set cache and cache_threshold")  # fmt: skip
+        require(gate in (None, 1) or not guided, "FASTVIDEO_CFG_GATE_STEP", gate, f"quality={quality!r} picks the gate",
+                "unset it, or use quality='exact'")  # fmt: skip
         fields = {name: value for name, value in level["fields"].items() if guided or name not in OF_GUIDANCE}
         plain.update(quality="exact", **fields)
         _tell(quality, plain, tuned)
-    gate = envs.cfg_gate_step()
     if gate is not None and plain.cfg_gate_step is None and guided:
-        require(quality == "exact" or gate == 1, "FASTVIDEO_CFG_GATE_STEP", gate, f"quality={quality!r} picks the gate",
-                "unset it, or use quality='exact'")  # fmt: skip
         plain.cfg_gate_step = gate
     if plain.cache != "none" and CACHES[plain.cache].coefficients and plain.cache_coefficients is None:
         tuned = tuned or look_up()

@@ -9,7 +9,7 @@ FILE_LINES = 400
 MODEL_FILE_LINES = 600
 CORE_LINES = 17_500
 """Of the package, without what belongs to one model family, and without `APPLICATIONS`."""
-APPLICATIONS = ("entrypoints/bench", "entrypoints/serve", "training")
+APPLICATIONS = ("entrypoints/bench", "entrypoints/tune", "entrypoints/serve", "training")
 """Folders that use the package; nothing else in it uses them, but the command line their flags."""
 CODE = ("fastvideo", "recipes", "benchmarks", "examples", "tests")
 

@@ -42,6 +42,7 @@ COMMANDS = {
     "inspect": Command("fastvideo.entrypoints.cli.report:inspect", "show how a model repo maps to components"),
     "plan": Command("fastvideo.entrypoints.cli.plan:run", "show how a model would share its work among devices"),
     "verify": Command("fastvideo.entrypoints.cli.report:verify", "compare a model's output with the reference's"),
+    "tune": Command("fastvideo.entrypoints.cli.tune:run", "measure what being faster costs on a model, and choose"),
     "bench": Command("fastvideo.entrypoints.bench.run:run", "measure speed and memory beside the reference"),
     "serve": Command("fastvideo.entrypoints.serve.run:run", "serve a model over HTTP, as OpenAI clients speak it"),
     "keys": Command("fastvideo.entrypoints.serve.keys_command:run", "add, list and revoke API keys of a server"),
@@ -160,7 +161,7 @@ def build_parser() -> Parser:
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     builders: dict[str, Callable[[Parser], None]] = {
         "generate": generate_flags, "replay": replay_flags, "inspect": model_flags, "verify": model_flags,
-        "plan": plan_flags, "bench": bench_flags, "keys": keys_flags, "router": router_flags,
+        "plan": plan_flags, "tune": tune_flags, "bench": bench_flags, "keys": keys_flags, "router": router_flags,
         "serve": lambda sub: serve_flags(sub, CONFIGS["serve"]()),
     }  # fmt: skip
     for name, command in COMMANDS.items():
@@ -255,6 +256,27 @@ def plan_flags(parser: Parser) -> None:
     ):
         parser.add_argument(name, type=int | None, metavar="N", help=text)
     parser.add_argument("--fsdp", action="store_true", help="shard the weights over devices that would hold equal ones")
+
+
+def tune_flags(parser: Parser) -> None:
+    """The flags of `fastvideo tune`."""
+    model_flags(parser)
+    parser.add_argument("--clips", type=int, default=6, metavar="N", help="to choose with (default: 6)")
+    parser.add_argument("--held-out", type=int, default=24, metavar="N",
+                        help="to check the choice with, of other prompts (default: 24)")  # fmt: skip
+    parser.add_argument("--precision", type=str, default="auto", help="of the components: auto, fp32, bf16 or fp16")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cuda, cpu or mps")
+    for name, kind, metavar, text in (
+        ("--prompts", str, "FILE", "a prompt a line (default: prompts put together at random)"),
+        ("--size", str, "WxH", "of the clips (default: the model's own, as for the next three)"),
+        ("--frames", int, "N", "of the clips"),
+        ("--steps", int, "N", "denoising steps"),
+        ("--guidance", float, "G", "strength of the prompt"),
+        ("--output", str, "FILE", "the measurements (default: where quality finds them)"),
+        ("--plot", str, "PNG", "the curve (default: beside the measurements)"),
+    ):  # fmt: skip
+        parser.add_argument(name, type=kind | None, metavar=metavar, help=text)
+    parser.add_argument("--no-plot", action="store_true", help="draw no curve")
 
 
 def bench_flags(parser: Parser) -> None:

@@ -1,0 +1,134 @@
+"""`quality`, and what else stands for fields: looked up before anything is computed, and told in the clip's file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastvideo import VideoGenerator
+from fastvideo.configs.registry import MODELS
+from fastvideo.configs.sample import SamplingParam
+from fastvideo.entrypoints.cli.main import main
+from fastvideo.entrypoints.media import read_metadata
+from fastvideo.entrypoints.quality import FORMAT, MEASURED_AT, Tuned, file_of, in_plain_fields
+from fastvideo.entrypoints.result import GenerationResult
+from fastvideo.models.loader.repo import resolve_repo
+from fastvideo.models.loader.weights import weight_hashes
+
+CAT = "a red cat walks over the sea"
+SMALL: dict[str, Any] = {
+    "height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 6, "guidance_scale": 4.0, "negative_prompt": "",
+}  # fmt: skip
+CHOSEN: dict[str, Any] = {
+    "cache": "fbcache",
+    "cache_threshold": 0.3,
+    "cfg_gate_step": 0.5,
+    "guidance_interval": [0.2, 1.0],
+}
+TUNED: Tuned = {
+    "format": FORMAT,
+    "request": {name: SMALL[name] for name in MEASURED_AT},
+    "coefficients": {"magcache": [1.0, 0.9], "teacache": [2.0, 0.0]},
+    "levels": {"high": {"fields": CHOSEN}},
+}
+ENTRIES = {entry.name: entry for entry in MODELS}
+
+
+@pytest.fixture(scope="module")
+def generator(wan_repo: Path) -> Any:
+    with VideoGenerator.from_pretrained(wan_repo, device="cpu", precision="fp32") as generator:
+        yield generator
+
+
+def make(generator: VideoGenerator, **fields: Any) -> GenerationResult:
+    """One clip, not saved unless `fields` say so."""
+    made = generator.generate_video(CAT, **{**SMALL, "save_video": False, "return_frames": True, **fields})
+    assert not isinstance(made, list)
+    return made
+
+
+def plain(name: str = "wan2.1-t2v", tuned: Tuned | None = None, **fields: Any) -> SamplingParam:
+    """The plain fields of a request."""
+    return in_plain_fields(SamplingParam(**{**SMALL, **fields}), "some/model", ENTRIES[name], lambda: tuned)
+
+
+def test_a_model_that_nobody_measured_has_no_quality(generator: VideoGenerator) -> None:
+    with pytest.raises(ValueError, match=r"quality='high': .* was not measured yet; run fastvideo tune "):
+        make(generator, quality="high")
+    with pytest.raises(ValueError, match="cache='magcache': needs the ratios of this model, which nobody measured"):
+        make(generator, cache="magcache")
+
+
+def test_quality_is_the_fields_that_were_chosen(
+    generator: VideoGenerator, wan_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTVIDEO_CACHE_ROOT", str(tmp_path))
+    file = file_of(weight_hashes(resolve_repo(wan_repo)))
+    file.parent.mkdir()
+    file.write_text(json.dumps(TUNED))
+    high, same, exact = make(generator, quality="high"), make(generator, **CHOSEN), make(generator)
+    assert torch.equal(high.samples, same.samples)
+    assert not torch.equal(high.samples, exact.samples)
+    assert torch.equal(make(generator, quality="exact").samples, exact.samples)
+    assert (exact.block_runs, exact.saved_block_runs) == (2 * 6 * 3, 0)
+    assert high.block_runs + high.saved_block_runs == exact.block_runs
+    assert high.saved_block_runs > 0
+    with pytest.raises(ValueError, match="quality='fast': nothing that saves block runs keeps to its error budget"):
+        make(generator, quality="fast")
+    assert generator.check_request(CAT, **SMALL, quality="high", save_video=False).cache == "fbcache"
+    file.write_text(json.dumps({**TUNED, "format": FORMAT + 1}))
+    with pytest.raises(ValueError, match=r"is of another version; run fastvideo tune again"):
+        make(generator, quality="high")
+
+
+def test_what_was_measured_elsewhere_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    plain(tuned=TUNED, quality="high")
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+    plain(tuned=TUNED, quality="high", num_inference_steps=9)
+    assert "quality='high' was measured at num_inference_steps=6, and this is 9" in caplog.text
+
+
+def test_without_guidance_the_cache_is_left() -> None:
+    fields = plain(tuned=TUNED, quality="high", guidance_scale=1.0)
+    assert (fields.cache, fields.cache_threshold) == ("fbcache", 0.3)
+    assert (fields.cfg_gate_step, fields.guidance_interval) == (None, (0.0, 1.0))
+
+
+def test_coefficients_are_the_users_or_measured_or_published() -> None:
+    assert plain(cache="magcache", cache_coefficients=(0.5,), tuned=TUNED).cache_coefficients == (0.5,)
+    assert plain(cache="magcache", tuned=TUNED).cache_coefficients == (1.0, 0.9)
+    assert plain("wan2.1-t2v-1.3b", cache="teacache", tuned=TUNED).cache_coefficients == (2.0, 0.0)
+    published = plain("wan2.1-t2v-1.3b", cache="teacache").cache_coefficients
+    assert published is not None
+    assert (len(published), published[0]) == (5, -5.21862437e04)
+    assert len(plain("wan2.1-t2v-14b", cache="magcache").cache_coefficients or ()) == 50
+    assert plain(cache="teacache").cache_coefficients is None
+    assert plain(cache="fbcache", tuned=TUNED).cache_coefficients is None
+
+
+def test_the_environment_is_for_requests_that_do_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTVIDEO_CFG_GATE_STEP", "0.5")
+    assert plain().cfg_gate_step == 0.5
+    assert plain(cfg_gate_step=0.25).cfg_gate_step == 0.25
+    assert plain(guidance_scale=1.0).cfg_gate_step is None
+    with pytest.raises(ValueError, match=r"FASTVIDEO_CFG_GATE_STEP=0.5: quality='high' picks the gate; unset it"):
+        plain(quality="high", tuned=TUNED)
+
+
+def test_a_file_tells_and_replays_what_was_saved(
+    generator: VideoGenerator, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fastvideo")
+    clip = tmp_path / "clip.gif"
+    made = make(generator, cache="teacache", cache_threshold=0.5, cfg_zero_star=True, guidance_interval=(0.2, 1.0),
+                save_video=True, output_path=str(clip))  # fmt: skip
+    assert f"block runs: {made.block_runs} made, {made.saved_block_runs} saved" in caplog.text
+    metadata = read_metadata(clip)
+    assert metadata["block_runs"] == {"made": made.block_runs, "saved": made.saved_block_runs}
+    assert metadata["request"]["cache"] == "teacache"
+    assert metadata["request"]["guidance_interval"] == [0.2, 1.0]
+    assert main(["replay", str(clip), "-o", str(tmp_path / "again.gif")]) == 0
+    assert "the same, bit for bit" in capsys.readouterr().out
+    assert read_metadata(tmp_path / "again.gif")["block_runs"] == metadata["block_runs"]
