@@ -69,6 +69,7 @@ class StandIn:
                     frames=frames, samples=None, audio=None, audio_sample_rate=None, video_path=str(path),
                     prompts=prompt, seed=sampling.seed, size=(sampling.height, sampling.width, sampling.num_frames),
                     generation_time=0.1, stage_times={"denoising": 0.1, "decoding": 0.01}, peak_memory_mb=1.0,
+                    block_runs=4, saved_block_runs=0,
                 )
             )  # fmt: skip
         self.made.append(prompt)
