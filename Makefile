@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROMPT ?= a red circle moving left on a white background
 
-.PHONY: help env demo test lint types test-slow test-distributed format bench clean
+.PHONY: help env demo test lint types test-slow test-distributed parity format bench clean
 
 help:
 	@echo "make demo       a video from a text prompt, with the model in the package (PROMPT='...' for another)"
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-distributed  the whole table of ways to share the work among processes"
+	@echo "make parity     every pipeline against its reference; writes docs/parity.md"
 	@echo "make bench      speed and memory beside the reference, to docs/benchmarks.md (BENCH='...' for flags and cases)"
 	@echo "make lint       ruff; make format lets it correct"
 	@echo "make types      mypy"
@@ -52,6 +53,9 @@ test-slow: $(STAMP)
 
 test-distributed: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --timeout=1200 tests/distributed tests/worker
+
+parity: $(STAMP)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/parity.py
 
 bench: $(STAMP)
 	$(BIN)/fastvideo bench --output docs/benchmarks.md $(BENCH)

@@ -1,7 +1,5 @@
-"""Few-step models against the algorithm as it is published, restated here step by step with the reference's models.
-
-`diffusers` has no such pipeline. The noise levels are those of its flow-match Euler scheduler, which the authors use.
-"""
+"""Few-step models against the algorithm as it is published, restated step by step in `parity_cases` with the models of
+`diffusers`, which has no such pipeline."""
 
 from pathlib import Path
 from typing import Any
@@ -11,35 +9,8 @@ import torch
 
 from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
 from tests import tiny_repos
+from tests.pipelines.parity_cases import distilled
 from tests.pipelines.wan_pairs import CAT, LEVEL, difference, load, load_reference, ours, picture, request
-
-
-def published(reference: Any, prompts: list[str], shift: float, **fields: Any) -> torch.Tensor:
-    """The videos [B, 3, T, H, W] in [0, 1]: three times the data is predicted, and twice noised again."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    vae = reference.vae
-    space = vae.config.scale_factor_spatial
-    size = ((fields["num_frames"] - 1) // 4 + 1, fields["height"] // space, fields["width"] // space)
-    generator = torch.Generator("cpu").manual_seed(fields["seed"])
-    latents = torch.randn(len(prompts), vae.config.z_dim, *size, generator=generator)
-    steps = torch.tensor([1000, 757, 522])
-    with torch.no_grad():
-        text = reference.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=512)[0]
-        for number, step in enumerate(steps):
-            level = scheduler.sigmas[(scheduler.timesteps - step).abs().argmin()].double()
-            velocity = reference.transformer(latents, step.expand(len(prompts)), text, return_dict=False)[0]
-            data = (latents.double() - level * velocity.double()).float()
-            if number < len(steps) - 1:
-                following = (scheduler.timesteps - steps[number + 1]).abs().argmin()
-                noise = torch.randn(latents.shape, generator=generator)
-                latents = scheduler.scale_noise(data, scheduler.timesteps[following : following + 1], noise)
-        mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        video: torch.Tensor = vae.decode(data * std + mean, return_dict=False)[0]
-    return (video / 2 + 0.5).clamp(0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +29,14 @@ def test_three_steps(
     pipeline: ComposedPipelineBase, wan_repo: Path, fields: dict[str, Any], prompts: list[str]
 ) -> None:
     fields = request(guidance_scale=1.0, **fields)
-    expected = published(load_reference(wan_repo), prompts, 8.0, **fields)
+    expected = distilled(load_reference(wan_repo), fields, prompts)
     assert difference(ours(pipeline, prompts, [""] * len(prompts), {}, **fields), expected) < LEVEL
 
 
 def test_with_the_other_autoencoder(ti2v_repo: Path, tmp_path: Path) -> None:
     repo = tiny_repos.make_renamed_repo(tmp_path / "repo", ti2v_repo, "WanDMDPipeline")
     fields = request(guidance_scale=1.0, height=64, width=32)
-    expected = published(load_reference(ti2v_repo), [CAT], 8.0, **fields)
+    expected = distilled(load_reference(ti2v_repo), fields)
     assert difference(ours(load(repo), [CAT], [""], {}, **fields), expected) < LEVEL
 
 

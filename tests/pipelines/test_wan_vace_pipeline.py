@@ -53,7 +53,7 @@ def masks(width: int, height: int, frames: int, seed: int = 0) -> list[Image.Ima
 def test_pixels_equal_the_reference(pair: Pair, media: dict[str, Any], fields: dict[str, Any]) -> None:
     fields = request(**fields)
     mine = ours(pair[0], [CAT], ["blurry"], media, **fields)
-    assert difference(mine, theirs(pair[1], CAT, "blurry", **media, **fields)) < LEVEL  # type: ignore[arg-type]
+    assert difference(mine, theirs(pair[1], CAT, "blurry", **media, **fields)) < LEVEL
 
 
 def test_one_image_masks_all_frames(pair: Pair) -> None:

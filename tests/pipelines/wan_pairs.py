@@ -65,7 +65,7 @@ def ours(
     return video
 
 
-def theirs(pipeline: Any, prompts: list[str], negatives: list[str], **fields: Any) -> torch.Tensor:
+def theirs(pipeline: Any, prompts: list[str] | str, negatives: list[str] | str, **fields: Any) -> torch.Tensor:
     """The same from the reference."""
     generator = torch.Generator("cpu").manual_seed(fields.pop("seed"))
     made = pipeline(prompt=prompts, negative_prompt=negatives, generator=generator, output_type="np", **fields)

@@ -1,0 +1,182 @@
+"""What `docs/parity.md` compares: each pipeline of the package, a small repo of it, and requests of odd sizes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests import tiny_repos
+from tests.pipelines import wan_pairs
+from tests.pipelines.wan_pairs import CAT, film, picture
+
+Request = tuple[dict[str, Any], dict[str, Any]]
+"""The media of a request, and its sampling fields."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One pipeline."""
+
+    name: str
+    family: str
+    title: str
+    make: Callable[[Path], Path]
+    """Writes the repo."""
+    requests: tuple[Request, ...]
+    against: str
+    """What it is compared with, for the table."""
+    reference_class: str | None = None
+    """Of `diffusers`, where the index names another one."""
+    published: Callable[[Any, dict[str, Any]], torch.Tensor] | None = None
+    """The published algorithm, of the reference's models and the fields of a request, where `diffusers` has none."""
+    without: tuple[str, ...] = field(default=())
+    """Sampling fields that the reference takes from elsewhere."""
+
+
+def pixel_error(case: Case, repo: Path, request: Request) -> float:
+    """The largest difference of any pixel."""
+    media, fields = request[0], wan_pairs.request(**request[1])
+    mine = wan_pairs.ours(_ours(repo), [CAT], ["blurry low"], media, **fields)
+    reference = _theirs(repo, case.reference_class)
+    if case.published is not None:
+        expected = case.published(reference, fields)
+    else:
+        left = {name: value for name, value in fields.items() if name not in case.without}
+        expected = wan_pairs.theirs(reference, CAT, "blurry low", **media, **left)
+    return wan_pairs.difference(mine, expected)
+
+
+@cache
+def _ours(repo: Path) -> Any:
+    return wan_pairs.load(repo)
+
+
+@cache
+def _theirs(repo: Path, class_name: str | None) -> Any:
+    return wan_pairs.load_reference(repo, class_name)
+
+
+def distilled(reference: Any, fields: dict[str, Any], prompts: Sequence[str] = (CAT,)) -> torch.Tensor:
+    """DMD2 (arXiv 2405.14867), section 4.4: three times the data is predicted, and twice noised again.
+
+    The noise levels are those of the flow-match Euler scheduler of `diffusers`, shifted by 8, which the authors use.
+    Videos [B, 3, T, H, W] in [0, 1], one of each prompt.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler, vae = FlowMatchEulerDiscreteScheduler(shift=8.0), reference.vae
+    space = vae.config.scale_factor_spatial
+    size = ((fields["num_frames"] - 1) // 4 + 1, fields["height"] // space, fields["width"] // space)
+    generator = torch.Generator("cpu").manual_seed(fields["seed"])
+    latents = torch.randn(len(prompts), vae.config.z_dim, *size, generator=generator)
+    steps = torch.tensor([1000, 757, 522])
+    with torch.no_grad():
+        text = reference.encode_prompt(list(prompts), do_classifier_free_guidance=False, max_sequence_length=512)[0]
+        for number, step in enumerate(steps):
+            level = scheduler.sigmas[(scheduler.timesteps - step).abs().argmin()].double()
+            velocity = reference.transformer(latents, step.expand(len(prompts)), text, return_dict=False)[0]
+            data = (latents.double() - level * velocity.double()).float()
+            if number < len(steps) - 1:
+                following = (scheduler.timesteps - steps[number + 1]).abs().argmin()
+                noise = torch.randn(latents.shape, generator=generator)
+                latents = scheduler.scale_noise(data, scheduler.timesteps[following : following + 1], noise)
+        mean, std = (
+            torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        video: torch.Tensor = vae.decode(data * std + mean, return_dict=False)[0]
+    return (video / 2 + 0.5).clamp(0, 1)
+
+
+def _dmd(path: Path) -> Path:
+    source = tiny_repos.make_wan_repo(path.with_name(f"{path.name}-source"))
+    return tiny_repos.make_renamed_repo(path, source, "WanDMDPipeline")
+
+
+TALL: dict[str, Any] = {"height": 48, "width": 16, "num_frames": 5, "num_inference_steps": 5, "seed": 9}
+WIDE: dict[str, Any] = {"height": 16, "width": 80, "num_frames": 13, "guidance_scale": 1.0}
+LARGE: dict[str, Any] = {"height": 64, "width": 96}
+NARROW: dict[str, Any] = {"height": 96, "width": 32, "num_frames": 5, "guidance_scale": 1.0, "seed": 9}
+THREE_STEPS: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 1.0}
+
+
+def shown(**media: Any) -> tuple[Request, ...]:
+    """Requests in three sizes with the same media, a video cut to their length."""
+    requests: list[Request] = []
+    for fields in ({}, TALL, WIDE):
+        frames = fields.get("num_frames", 9)
+        cut = {name: value[:frames] if name == "video" else value for name, value in media.items()}
+        requests.append((cut, dict(fields)))
+    return tuple(requests)
+
+
+IMAGE, LAST, VIDEO = picture(61, 45), picture(30, 77, seed=4), film(61, 45, 13)
+CASES: tuple[Case, ...] = (
+    Case(
+        name="t2v", family="Wan 2.1", title="text to video", make=tiny_repos.make_wan_repo,
+        requests=shown(), against="WanPipeline",
+    ),
+    Case(
+        name="euler", family="Wan 2.1", title="text to video, Euler",
+        make=lambda path: tiny_repos.make_wan_repo(path, scheduler="euler"),
+        requests=shown(), against="WanPipeline",
+    ),
+    Case(
+        name="v2v", family="Wan 2.1", title="video to video", make=tiny_repos.make_wan_repo,
+        requests=shown(video=VIDEO), against="WanVideoToVideoPipeline", reference_class="WanVideoToVideoPipeline",
+        without=("num_frames",),
+    ),
+    Case(
+        name="i2v", family="Wan 2.1", title="image to video", make=tiny_repos.make_i2v_repo,
+        requests=shown(image=IMAGE), against="WanImageToVideoPipeline",
+    ),
+    Case(
+        name="flf2v", family="Wan 2.1", title="first and last frame to video",
+        make=lambda path: tiny_repos.make_i2v_repo(path, last=True),
+        requests=shown(image=IMAGE, last_image=LAST), against="WanImageToVideoPipeline",
+    ),
+    Case(
+        name="vace", family="Wan 2.1", title="VACE", make=tiny_repos.make_vace_repo,
+        requests=(
+            ({"reference_images": [IMAGE, LAST]}, {}),
+            ({"video": film(16, 48, 5), "mask": [picture(16, 48, seed=n) for n in range(5)]}, TALL),
+            ({"video": film(80, 16, 13), "reference_images": [IMAGE]}, WIDE),
+        ),
+        against="WanVACEPipeline",
+    ),
+    Case(
+        name="22-t2v", family="Wan 2.2", title="text to video, two transformers", make=tiny_repos.make_wan22_repo,
+        requests=(({}, {"guidance_scale_2": 2.0, "num_inference_steps": 6}), ({}, TALL), ({}, WIDE)),
+        against="WanPipeline",
+    ),
+    Case(
+        name="22-i2v", family="Wan 2.2", title="image to video, two transformers",
+        make=lambda path: tiny_repos.make_wan22_repo(path, images=True),
+        requests=(
+            ({"image": IMAGE}, {"guidance_scale_2": 2.0, "num_inference_steps": 6}),
+            ({"image": IMAGE, "last_image": LAST}, TALL), ({"image": IMAGE}, WIDE),
+        ),
+        against="WanImageToVideoPipeline",
+    ),
+    Case(
+        name="ti2v-text", family="Wan 2.2", title="text and image to video: text", make=tiny_repos.make_ti2v_repo,
+        requests=(({}, LARGE), ({}, NARROW)), against="WanPipeline",
+    ),
+    Case(
+        name="ti2v-image", family="Wan 2.2", title="text and image to video: image", make=tiny_repos.make_ti2v_repo,
+        requests=(({"image": IMAGE}, LARGE), ({"image": IMAGE}, NARROW)), against="WanImageToVideoPipeline",
+        reference_class="WanImageToVideoPipeline",
+    ),
+    Case(
+        name="lucy", family="Wan 2.2", title="Lucy Edit", make=tiny_repos.make_lucy_repo,
+        requests=(({"video": VIDEO[:9]}, LARGE), ({"video": VIDEO[:5]}, NARROW)), against="LucyEditPipeline",
+    ),
+    Case(
+        name="dmd", family="Wan 2.1", title="three steps (DMD)", make=_dmd,
+        requests=tuple(({}, {**fields, **THREE_STEPS}) for fields in ({}, TALL, WIDE)),
+        against="the published algorithm", published=distilled, reference_class="WanPipeline",
+    ),
+)  # fmt: skip
+"""In the order of the table."""
