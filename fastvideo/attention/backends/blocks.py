@@ -1,8 +1,8 @@
 """Blocks of a video's token grid, and attention of each block of queries over the blocks of keys chosen for it.
 
 On CUDA the kernel is `torch.nn.attention.flex_attention`. Elsewhere the chosen blocks are gathered and go through
-`scaled_dot_product_attention`: on a CPU that is quicker than compiled flex attention at every sparsity that was tried
-(`benchmarks/sparse_attention.py`), and needs no compiler.
+`scaled_dot_product_attention`: that needs no compiler, and on a CPU that is not short of memory bandwidth it is quicker
+than compiled flex attention, by half in bf16 (`benchmarks/sparse_attention.py`, figures in docs/attention.md).
 """
 
 import math
