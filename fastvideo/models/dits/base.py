@@ -110,7 +110,7 @@ class BaseDiT(nn.Module, ABC, Generic[Context]):
     def forward(self, latents: torch.Tensor, timestep: torch.Tensor, **conditions: Any) -> torch.Tensor:
         """Predict from `latents` [B, C, T, H, W] at `timestep` [B]; `conditions` are the keywords of `embed`."""
         tokens, context = self.embed(latents, timestep, **conditions)
-        for module in self.blocks.modules():
+        for module in self.modules():
             if isinstance(module, DistributedAttention):
                 module.backend.prepare(context.grid, tokens.device)
         along = {name: (getattr(context, name), dim) for name, dim in context.along_sequence.items()}
