@@ -90,6 +90,8 @@ class FastVideoArgs(Assignable):
     """Of the weights of the diffusion transformer's linear layers: int8, int8_dynamic, fp8, fp8_dynamic or nf4."""
     text_encoder_quantization: str | None = None
     """The same, of the text encoder's."""
+    memory: str | None = None
+    """auto chooses what of offloading, precision and tiling is not given so that the model fits; None leaves it."""
     VSA_sparsity: float = 0.0
     """Share of the key blocks that VIDEO_SPARSE_ATTN leaves out; 0 leaves none out."""
     STA_window: Sizes | None = None
@@ -273,6 +275,7 @@ class FastVideoArgs(Assignable):
         disk = self.disk_offload
         named = isinstance(disk, list | tuple) and all(isinstance(name, str) for name in disk)
         require(isinstance(disk, bool) or named, "disk_offload", disk, "must be True, False, or names of components")
+        require(self.memory in (None, "auto"), "memory", self.memory, "must be 'auto' or None")
         host = any(getattr(self, name) for name in (*HOST_OFFLOAD, "dit_layerwise_offload"))
         require(host or not self.pin_cpu_memory, "pin_cpu_memory", True, "does nothing without offloading to the host",
                 "set dit_cpu_offload=True or the like, or leave it False")  # fmt: skip

@@ -13,7 +13,7 @@ KEYWORDS_IN_USE = (
     "dit_layerwise_offload text_encoder_cpu_offload image_encoder_cpu_offload vae_cpu_offload pin_cpu_memory "
     "enable_torch_compile torch_compile_kwargs pipeline_config attention_backend VSA_sparsity lora_path lora_nickname "
     "dist_timeout precision device STA_window STA_tile_size mask_strategy_file_path moba_config "
-    "ulysses_size ring_size cfg_size disk_offload quantization text_encoder_quantization"
+    "ulysses_size ring_size cfg_size disk_offload quantization text_encoder_quantization memory"
 )
 
 
@@ -58,6 +58,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("dit_layerwise_offload", 1, "must be True or False"),
     ("vae_cpu_offload", None, "must be True or False"),
     ("pin_cpu_memory", True, "does nothing without offloading to the host; set dit_cpu_offload=True or the like"),
+    ("memory", "all", "must be 'auto' or None"),
     ("disk_offload", "vae", "must be True, False, or names of components"),
     ("disk_offload", ("vae", 2), "must be True, False, or names of components"),
     ("quantization", "int4", "must be one of int8, int8_dynamic, fp8, fp8_dynamic, nf4, or None"),

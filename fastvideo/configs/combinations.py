@@ -106,6 +106,17 @@ CONFLICTS: tuple[Conflict, ...] = (
         option="lora_path", other="quantization", reason="quantized weights cannot be changed any more",
         fix="leave one of them out, or merge the LoRA into the weights beforehand",
     ),
+    Conflict(
+        option="memory", other="num_gpus", reason="it plans for one device, and several are laid out by num_gpus",
+        fix="leave it None; fastvideo plan MODEL --num-gpus shows the layouts",
+    ),
+    *(
+        Conflict(
+            option="memory", other=name, reason="it plans with weights that are not quantized",
+            fix="leave it None, or choose no quantization",
+        )
+        for name in ("quantization", "text_encoder_quantization")
+    ),
 )  # fmt: skip
 
 

@@ -81,6 +81,10 @@ class VideoGenerator(LoraMethods):
         repo = resolve_repo(args.model, args.revision)
         entry = repo.entry
         pipeline_config = args.resolved_pipeline_config(resolve(entry.pipeline_config)())
+        if args.memory is not None:
+            # imported on use: it runs parts of the model in another process
+            fitted = resolve("fastvideo.entrypoints.planning.choose:fitted")
+            args, pipeline_config = fitted(repo, args, pipeline_config, frozenset(kwargs))
         layout = choose_layout(repo, args, pipeline_config)
         adapters = Adapters(repo)
         for nickname, (path, strength) in args.loras().items():

@@ -14,18 +14,23 @@ GB = 1e9
 
 
 def run(options: Namespace) -> int:
-    """Print the layout that would be chosen, what each device holds and sends, and the same of others.
+    """Print the layout that would be chosen, what each device holds and sends, and the same of others; for one device
+    what each stage needs.
 
     Raises:
         ValueError: the layout asked for cannot work, or the model cannot be planned.
     """
+    if options.gpu_memory is not None or options.ram is not None or options.num_gpus == 1:
+        return one_device(options)
     from fastvideo.distributed.cost import bytes_sent
     from fastvideo.models.loader.repo import resolve_repo
     from fastvideo.platforms import current_platform
     from fastvideo.utils import resolve
 
-    count = options.num_gpus
-    require(count > 1, "--num-gpus", count, "there is nothing to share on one device", "ask for 2 or more")
+    count = 2 if options.num_gpus is None else options.num_gpus
+    require(count > 1, "--num-gpus", count, "must be at least 1", "use 1, or 2 or more")
+    for name, value in (("--size", options.size), ("--frames", options.frames)):
+        require(value is None, name, value, "is for one device", "give --gpu-memory or --ram, or leave it out")
     asked = {name: getattr(options, name) for name in DEGREES if getattr(options, name) is not None}
     asked["use_fsdp_inference"] = options.fsdp
     args = FastVideoArgs.from_kwargs(options.model, num_gpus=count, precision=options.precision, **asked)
@@ -50,6 +55,75 @@ def run(options: Namespace) -> int:
     if not fits:
         print(f"\nthe weights of a device do not fit into its {memory / GB:.0f} GB: use more devices")
     return 0 if fits else 1
+
+
+def one_device(options: Namespace) -> int:
+    """Print what each stage needs on one device, and which options make the model fit.
+
+    Raises:
+        ValueError: a flag that is for several devices, or a model that cannot be planned.
+    """
+    from fastvideo.entrypoints.planning.choose import choose, ways
+    from fastvideo.models.loader.repo import resolve_repo
+    from fastvideo.platforms.cpu import CPUPlatform
+    from fastvideo.utils import resolve
+
+    require(options.num_gpus in (None, 1), "--num-gpus", options.num_gpus, "does not go with --gpu-memory and --ram",
+            "give --memory for several devices")  # fmt: skip
+    for name in (*DEGREES, "memory"):
+        require(getattr(options, name) is None, f"--{name.replace('_', '-')}", getattr(options, name),
+                "is for several devices", "leave it out")  # fmt: skip
+    on_cpu = options.gpu_memory is None
+    args = FastVideoArgs.from_kwargs(options.model, precision=options.precision, device="cpu" if on_cpu else "auto")
+    repo = resolve_repo(args.model)
+    config = args.resolved_pipeline_config(resolve(repo.entry.pipeline_config)())
+    sampling = resolve(repo.entry.sampling)()
+    if options.size is not None:
+        sampling.update(**parse_size(options.size))
+    if options.frames is not None:
+        sampling.num_frames = options.frames
+    sampling.check()
+    ram = CPUPlatform().available_memory() if options.ram is None else options.ram * GB
+    explicit = () if options.precision == "auto" else ("precision",)
+    found = ways(repo, args, config, sampling, explicit=explicit, on_cpu=on_cpu,
+                 device_memory=int((options.gpu_memory or 0) * GB), host_memory=int(ram))  # fmt: skip
+    chosen, seen = choose(found)
+    where = f"{ram / GB:.1f} GB of {'memory' if on_cpu else 'host memory'}"
+    where = where if on_cpu else f"{options.gpu_memory:g} GB on the GPU and {where}"
+    print(f"{repo.model}, {sampling.width}x{sampling.height}, {sampling.num_frames} frames, with {where}\n")
+    rows = [("way to run it", *(() if on_cpu else ("GPU, GB",)), "host, GB", "seconds", "")]
+    for way in seen:
+        verdict = "chosen" if way is chosen else "does not fit"
+        device = () if on_cpu else (f"{way.device / GB:.2f}",)
+        rows.append((way.words, *device, f"{way.host / GB:.2f}", seconds_text(way.seconds), verdict))
+    print(table(rows))
+    if chosen is None:
+        print("\nnothing fits: use a smaller size, fewer frames, or a smaller model")
+        return 1
+    rows = [("stage", *(() if on_cpu else ("GPU, GB",)), "host, GB", "seconds", "TFLOP")]
+    for stage in chosen.stages:
+        device = () if on_cpu else (f"{stage.device / GB:.2f}",)
+        work = f"{stage.flops / 1e12:.2f}" if stage.flops else "-"
+        rows.append((stage.name, *device, f"{stage.host / GB:.2f}", seconds_text(stage.seconds), work))
+    print(f"\n{chosen.words}:\n{table(rows)}")
+    return 0
+
+
+def seconds_text(seconds: float | None) -> str:
+    """A time, or that it is not known."""
+    return "-" if seconds is None else f"{seconds:.1f}"
+
+
+def parse_size(size: str) -> dict[str, int]:
+    """Width and height of "832x480".
+
+    Raises:
+        ValueError: it has another form.
+    """
+    parts = size.lower().split("x")
+    ok = len(parts) == 2 and all(part.isdigit() for part in parts)
+    require(ok, "--size", size, "must be WIDTHxHEIGHT", "such as 832x480")
+    return {"width": int(parts[0]), "height": int(parts[1])}
 
 
 def alternatives(

@@ -1,0 +1,139 @@
+"""What `fastvideo plan` predicts, beside what a process that does the work really needs. Linux only: it reads /proc.
+
+    python benchmarks/plan_accuracy.py                 the model in the package, and a random one of some hundred MB
+    python benchmarks/plan_accuracy.py --quick         the model in the package alone, as it is
+
+Each case is measured in a process of its own: its peak, from its start to the finished file, is compared with the
+prediction for it, which another process makes. The table also has each stage's peak and seconds.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+MB = 1e6
+
+
+def measure(model: str, options: dict[str, Any], config: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """Make a video in this process; bytes of the process at its peak in each stage, and seconds."""
+    from fastvideo import PipelineConfig, VideoGenerator
+    from fastvideo.pipelines.stages import PipelineStage
+    from fastvideo.platforms.cpu import CPUPlatform
+
+    cpu, peaks = CPUPlatform(), {}
+    pipeline_config = PipelineConfig.from_pretrained(model)
+    pipeline_config.update(**config)
+    with VideoGenerator.from_pretrained(model, device="cpu", pipeline_config=pipeline_config, **options) as generator:
+        peaks["loading"] = cpu.peak_memory()
+        for stage in generator._executor._pipeline.stages:  # type: ignore[union-attr]
+            watch(stage, cpu, peaks)
+        assert issubclass(type(stage), PipelineStage)
+        with tempfile.TemporaryDirectory() as folder:
+            result = generator.generate_video("a red circle moving left", output_path=f"{folder}/clip.mp4", **request)
+        peaks["saving"] = cpu.peak_memory()
+    return {"peaks": peaks, "seconds": result.stage_times, "peak": max(peaks.values())}
+
+
+def watch(stage: Any, cpu: Any, peaks: dict[str, int]) -> None:
+    """Have `stage` note its peak in `peaks`."""
+    forward = stage.forward
+
+    def watched(batch: Any, args: Any) -> Any:
+        cpu.reset_peak_memory()
+        try:
+            return forward(batch, args)
+        finally:
+            peaks[stage.name] = cpu.peak_memory()
+            cpu.reset_peak_memory()
+
+    stage.forward = watched
+
+
+def predict(model: str, options: dict[str, Any], config: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """What is foretold of `measure` with the same arguments, in this process."""
+    import fastvideo.entrypoints.video_generator  # noqa: F401 - as in the process that is foretold
+    from fastvideo import PipelineConfig, SamplingParam
+    from fastvideo.entrypoints.planning.choose import ways
+    from fastvideo.fastvideo_args import FastVideoArgs
+    from fastvideo.models.loader.repo import resolve_repo
+
+    sampling, args = SamplingParam.from_pretrained(model), FastVideoArgs(model=model, device="cpu", **options)
+    sampling.update(**request)
+    pipeline_config = PipelineConfig.from_pretrained(model)
+    pipeline_config.update(**config)
+    way = next(ways(
+        resolve_repo(model), args, args.resolved_pipeline_config(pipeline_config), sampling,
+        explicit=("pipeline_config", "disk_offload", "dit_layerwise_offload"), on_cpu=True, device_memory=0,
+        host_memory=10**12,
+    ))  # fmt: skip
+    return {"predicted": way.host, "foretold": {stage.name: stage.seconds for stage in way.stages}}
+
+
+CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    ("", {}, {}, {"num_inference_steps": 2}),
+    ("", {"disk_offload": True}, {}, {"num_inference_steps": 2}),
+    ("", {"precision": "bf16"}, {}, {"num_inference_steps": 2, "height": 192, "width": 256, "num_frames": 33}),
+    ("", {}, {}, {"num_inference_steps": 2, "height": 192, "width": 256, "num_frames": 33}),
+    ("", {}, {"vae_tiling": True, "vae_tile_size": 64},
+     {"num_inference_steps": 2, "height": 192, "width": 256, "num_frames": 33}),
+    ("random", {}, {}, {"num_inference_steps": 1, "height": 128, "width": 192, "num_frames": 9}),
+    ("random", {"precision": "bf16"}, {}, {"num_inference_steps": 1, "height": 128, "width": 192, "num_frames": 9}),
+    ("random", {"disk_offload": True}, {}, {"num_inference_steps": 1, "height": 128, "width": 192, "num_frames": 9}),
+    ("random", {"disk_offload": True, "dit_layerwise_offload": True}, {},
+     {"num_inference_steps": 1, "height": 128, "width": 192, "num_frames": 9}),
+]  # fmt: skip
+"""The model ("" is the one in the package), options, pipeline config and request."""
+
+
+def child(what: str, case: tuple[Any, ...]) -> dict[str, Any]:
+    """`measure` or `predict` in a process of its own."""
+    command = [sys.executable, __file__, "--child", what, json.dumps(case)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def random_repo(folder: Path) -> str:
+    """A repo of some hundred MB."""
+    from tests.tiny_repos import make_wan_repo
+
+    sizes = {"num_attention_heads": 8, "attention_head_dim": 128, "num_layers": 8, "ffn_dim": 4096}
+    return str(make_wan_repo(folder, transformer=sizes, vae={"base_dim": 32}, text_encoder={"num_heads": 4}))
+
+
+def main() -> None:
+    """Measure, predict and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one case of the model in the package")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON in the last line")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        run = {"measure": measure, "predict": predict}[options.child[0]]
+        print(json.dumps(run(*json.loads(options.child[1]))))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        cases = CASES[:1] if options.quick else CASES
+        model = "" if options.quick else random_repo(Path(folder) / "repo")
+        for name, *rest in cases:
+            case = (model if name else "shapes-t2v", *rest)
+            found = {**child("measure", case), **child("predict", case)}
+            rows.append({"case": f"{name or 'shapes-t2v'} {rest}", **found})
+            error = found["predicted"] / found["peak"] - 1
+            print(f"{found['peak'] / MB:8.0f} MB measured, {found['predicted'] / MB:8.0f} predicted, {error:+.1%}  "
+                  f"{rows[-1]['case']}", flush=True)  # fmt: skip
+    if options.json:
+        print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
