@@ -12,8 +12,9 @@ from fastvideo.configs.registry import MODELS
 from fastvideo.configs.sample import SamplingParam
 from fastvideo.entrypoints.cli.main import main
 from fastvideo.entrypoints.media import read_metadata
-from fastvideo.entrypoints.quality import FORMAT, MEASURED_AT, Tuned, file_of, in_plain_fields
+from fastvideo.entrypoints.quality import FORMAT, MEASURED_AT, Tuned, file_of, find_tuned, in_plain_fields
 from fastvideo.entrypoints.result import GenerationResult
+from fastvideo.entrypoints.tune.measure import psnr
 from fastvideo.models.loader.repo import resolve_repo
 from fastvideo.models.loader.weights import weight_hashes
 
@@ -132,3 +133,28 @@ def test_a_file_tells_and_replays_what_was_saved(
     assert main(["replay", str(clip), "-o", str(tmp_path / "again.gif")]) == 0
     assert "the same, bit for bit" in capsys.readouterr().out
     assert read_metadata(tmp_path / "again.gif")["block_runs"] == metadata["block_runs"]
+
+
+def test_the_model_in_the_package_is_measured_and_keeps_to_its_bar() -> None:
+    repo = resolve_repo("shapes-t2v")
+    weights = weight_hashes(repo)
+    tuned = find_tuned(weights)
+    assert tuned is not None, "the weights are others: run fastvideo tune shapes-t2v, see docs/speed_and_quality.md"
+    assert tuned["weights"] == weights
+    high, fast = tuned["levels"]["high"], tuned["levels"]["fast"]
+    assert high["held_out"]["clips"] >= 24
+    assert high["held_out"]["mean"] > high["held_out"]["lowest"] >= 30
+    assert high["held_out"]["saved"] >= 0.4
+    assert fast["held_out"]["saved"] > high["held_out"]["saved"]
+    with VideoGenerator.from_pretrained("shapes-t2v", device="cpu") as generator:
+        fields = {"save_video": False, "return_frames": True, "seed": 77}
+        exact, made = (
+            generator.generate_video("a green star moving up on a pink background", quality=quality, **fields)
+            for quality in ("exact", "high")
+        )
+    assert not isinstance(exact, list)
+    assert not isinstance(made, list)
+    assert exact.samples is not None
+    assert made.samples is not None
+    assert psnr(made.samples, exact.samples) >= 30
+    assert made.saved_block_runs >= 0.4 * exact.block_runs

@@ -23,6 +23,8 @@ GUIDANCE: tuple[Fields, ...] = (
     {"cfg_gate_step": 0.2, "cfg_gate_refresh": 3, "guidance_interval": (0.2, 1.0)},
     {"cfg_gate_step": 0.2, "cfg_gate_refresh": 5, "guidance_interval": (0.2, 1.0)},
 )
+NEARLY = 0.01
+"""Of all block runs; what a few clips save tells no more."""
 BEST = 2
 """Of each kind so many are combined."""
 
@@ -67,10 +69,12 @@ def ranked(points: Iterable[Point]) -> list[Point]:
 
 
 def choose(points: Sequence[Point]) -> dict[str, Point]:
-    """Of each level the point that saves most within its budget; a level without one is left out."""
+    """Of each level, among what saves most within its budget and what saves nearly as much, the point whose worst clip
+    is best; a level without one is left out."""
     chosen = {}
     for level, budget in BUDGETS.items():
         within = [point for point in points if point.lowest >= budget + MARGIN and point.saved > 0]
         if within:
-            chosen[level] = max(within, key=lambda point: (point.saved, point.mean))
+            most = max(point.saved for point in within)
+            chosen[level] = max((p for p in within if p.saved >= most - NEARLY), key=lambda point: point.lowest)
     return chosen
