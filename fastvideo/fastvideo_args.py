@@ -16,6 +16,8 @@ from fastvideo.configs.quantization import QUANTIZATIONS
 from fastvideo.utils import require, require_known
 
 DEVICES = ("auto", "cuda", "cpu", "mps")
+OTHER_WEIGHTS = ("transformer", "transformer_2", "text_encoder")
+"""Components whose weights an option, called after them, may take from another file than the repo's."""
 DEGREES = ("tp_size", "sp_size", "ulysses_size", "ring_size", "cfg_size")
 """Ways to share the work among devices."""
 
@@ -90,6 +92,12 @@ class FastVideoArgs(Assignable):
     """Of the weights of the diffusion transformer's linear layers: int8, int8_dynamic, fp8, fp8_dynamic or nf4."""
     text_encoder_quantization: str | None = None
     """The same, of the text encoder's."""
+    transformer_path: str | None = None
+    """A GGUF file with the weights of the diffusion transformer, in place of the repo's."""
+    transformer_2_path: str | None = None
+    """The same, of the transformer for steps with little noise, of a model with two."""
+    text_encoder_path: str | None = None
+    """The same, of the text encoder."""
     memory: str | None = None
     """auto chooses what of offloading, precision and tiling is not given so that the model fits; None leaves it."""
     VSA_sparsity: float = 0.0
@@ -196,8 +204,14 @@ class FastVideoArgs(Assignable):
 
     @property
     def quantized(self) -> bool:
-        """Whether any weights are quantized."""
-        return self.quantization is not None or self.text_encoder_quantization is not None
+        """Whether any weights are quantized, here or in their files."""
+        return bool(self.quantization or self.text_encoder_quantization or self.weight_paths)
+
+    @property
+    def weight_paths(self) -> dict[str, str]:
+        """The files that weights are in where it is not the repo, by component."""
+        given = {name: getattr(self, f"{name}_path") for name in OTHER_WEIGHTS}
+        return {name: path for name, path in given.items() if path is not None}
 
     def quantization_of(self, component: str) -> str | None:
         """How the weights of `component`, a name in `model_index.json`, are quantized."""
@@ -315,6 +329,10 @@ class FastVideoArgs(Assignable):
         for name in ("quantization", "text_encoder_quantization"):
             value = getattr(self, name)
             require(value is None or value in choices, name, value, f"must be one of {', '.join(choices)}, or None")
+        for name in OTHER_WEIGHTS:
+            path = getattr(self, f"{name}_path")
+            text = path is None or (isinstance(path, str) and path.endswith(".gguf"))
+            require(text, f"{name}_path", path, "must be the path of a .gguf file")
 
     def _check_compile(self) -> None:
         require_bool("enable_torch_compile", self.enable_torch_compile)

@@ -13,7 +13,8 @@ KEYWORDS_IN_USE = (
     "dit_layerwise_offload text_encoder_cpu_offload image_encoder_cpu_offload vae_cpu_offload pin_cpu_memory "
     "enable_torch_compile torch_compile_kwargs pipeline_config attention_backend VSA_sparsity lora_path lora_nickname "
     "dist_timeout precision device STA_window STA_tile_size mask_strategy_file_path moba_config "
-    "ulysses_size ring_size cfg_size disk_offload quantization text_encoder_quantization memory"
+    "ulysses_size ring_size cfg_size disk_offload quantization text_encoder_quantization "
+    "transformer_path transformer_2_path text_encoder_path memory"
 )
 
 

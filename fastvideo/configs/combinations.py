@@ -37,7 +37,10 @@ class Conflict:
         require(not both, self.option, value, f"does not go with {self.other}={other!r}: {self.reason}", self.fix)
 
 
-ON: dict[str, Callable[[Any], bool]] = {"num_gpus": lambda value: value is not None and value > 1}
+ON: dict[str, Callable[[Any], bool]] = {
+    "num_gpus": lambda value: value is not None and value > 1,
+    "tp_size": lambda value: value is not None and value > 1,
+}
 """What switches an option on, where it is not a value that counts as true."""
 
 _HERE = "the weights of a CPU or MPS device are in host memory already"
@@ -102,9 +105,24 @@ CONFLICTS: tuple[Conflict, ...] = (
             ("text_encoder_quantization", "text_encoder_cpu_offload"),
         )
     ),
-    Conflict(
-        option="lora_path", other="quantization", reason="quantized weights cannot be changed any more",
-        fix="leave one of them out, or merge the LoRA into the weights beforehand",
+    *(
+        Conflict(
+            option="lora_path", other=other, reason="quantized weights cannot be changed any more",
+            fix="leave one of them out, or merge the LoRA into the weights beforehand",
+        )
+        for other in ("quantization", "transformer_path", "transformer_2_path")
+    ),
+    *(
+        Conflict(
+            option=name, other=other, reason="weights in the blocks of a file stay as they are, on the device",
+            fix="leave one of them out",
+        )
+        for name, others in (
+            ("transformer_path", ("quantization", "dit_cpu_offload", "dit_layerwise_offload")),
+            ("transformer_2_path", ("quantization", "dit_cpu_offload", "dit_layerwise_offload")),
+            ("text_encoder_path", ("text_encoder_quantization", "text_encoder_cpu_offload")),
+        )
+        for other in (*others, "tp_size", "use_fsdp_inference")
     ),
     Conflict(
         option="memory", other="num_gpus", reason="it plans for one device, and several are laid out by num_gpus",

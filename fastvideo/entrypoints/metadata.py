@@ -71,6 +71,7 @@ def clip_metadata(
         "torch_compile_kwargs": args.torch_compile_kwargs,
         "quantization": args.quantization,
         "text_encoder_quantization": args.text_encoder_quantization,
+        "weight_paths": args.weight_paths,
         "device": device,
         "devices": {name: getattr(args, name) for name in SHARING},
         "threads": threads,

@@ -22,6 +22,7 @@ from fastvideo.entrypoints.result import GenerationResult, to_frames
 from fastvideo.entrypoints.watch import ProgressBar, interrupt_cancels
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
+from fastvideo.models.loader.gguf_source import with_weights
 from fastvideo.models.loader.plan import choose_layout, frame_multiple
 from fastvideo.models.loader.repo import Repo, resolve_repo
 from fastvideo.models.loader.weights import weight_hashes
@@ -78,7 +79,7 @@ class VideoGenerator(LoraMethods):
         """
         args = FastVideoArgs.from_kwargs(model, **kwargs)
         platform = current_platform(args.device)
-        repo = resolve_repo(args.model, args.revision)
+        repo = with_weights(resolve_repo(args.model, args.revision), args.weight_paths)
         entry = repo.entry
         pipeline_config = args.resolved_pipeline_config(resolve(entry.pipeline_config)())
         if args.memory is not None:

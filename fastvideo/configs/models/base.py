@@ -135,6 +135,8 @@ class ArchConfig:
     """Parameters whose names contain one of these stay in fp32 whatever the precision."""
     keep_unquantized: ClassVar[tuple[str, ...]] = ()
     """Linear layers the names of whose weights contain one of these keep them whole when the others are quantized."""
+    gguf_architectures: ClassVar[tuple[str, ...]] = ()
+    """What `general.architecture` is in GGUF files of the model."""
     ignored_keys: ClassVar[tuple[str, ...]] = ()
     """JSON keys that are known and say nothing about the architecture."""
 
@@ -206,6 +208,11 @@ class ArchConfig:
     @property
     def official_param_names_mapping(self) -> ParamNamesMapping | None:
         """Names in the authors' own checkpoints; None when there is no such format."""
+        return None
+
+    @property
+    def gguf_param_names_mapping(self) -> ParamNamesMapping | None:
+        """Names in GGUF files; None when there are none of the model."""
         return None
 
 

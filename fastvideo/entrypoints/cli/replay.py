@@ -77,6 +77,7 @@ def settings_of(metadata: dict[str, Any], clip: Path) -> dict[str, Any]:
                  "quantization", "text_encoder_quantization")  # fmt: skip
         engine = {name: metadata[name] for name in names} | {"revision": metadata["model"]["revision"]}
         engine |= metadata["devices"] | metadata["attention_options"]
+        engine |= {f"{name}_path": path for name, path in metadata["weight_paths"].items()}
         index, _ = (
             metadata["index"],
             (metadata["threads"], metadata["model"]["weights"], metadata["versions"], metadata["inputs"]),
@@ -133,10 +134,12 @@ def compare_weights(model: str, metadata: dict[str, Any], force: bool) -> bool:
     Raises:
         ValueError: they differ.
     """
+    from fastvideo.models.loader.gguf_source import with_weights
     from fastvideo.models.loader.repo import resolve_repo
     from fastvideo.models.loader.weights import weight_hashes
 
-    then, now = metadata["model"]["weights"], weight_hashes(resolve_repo(model, metadata["model"]["revision"]))
+    repo = with_weights(resolve_repo(model, metadata["model"]["revision"]), metadata["weight_paths"])
+    then, now = metadata["model"]["weights"], weight_hashes(repo)
     different = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
     if not different:
         return True

@@ -135,7 +135,7 @@ class T5EncoderModel(TextEncoder):
         would change nothing.
         """
         ids, mask = self._tokenize([clean_prompt(prompt) for prompt in prompts])
-        device = self.embedding.weight.device
+        device = self.norm.weight.device
         ids, mask = ids.to(device), mask.to(device)
         states = self.hidden_states(ids, mask) * mask.unsqueeze(-1)
         return TextEmbeddings(states, mask, self.text_len - ids.shape[1])

@@ -7,6 +7,10 @@ from typing import Any
 
 import torch
 
+from fastvideo.layers.packed import PACKED
+from fastvideo.models.loader.gguf_file import SUFFIX as GGUF
+from fastvideo.models.loader.gguf_file import gguf_getter, read_gguf
+
 # Pages of a mapped file count as this process's memory once read; mapping it anew every so many bytes lets them go.
 REMAP_BYTES = 64 << 20
 
@@ -29,6 +33,8 @@ class TensorInfo:
     dtype: torch.dtype
     file: str
     """The file's name, for messages."""
+    packed: str | None = None
+    """The format of the blocks that it comes in, a name in `PACKED`; `dtype` is then what it is dequantized to."""
 
     @property
     def parameters(self) -> int:
@@ -38,6 +44,8 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Its size in the file."""
+        if self.packed is not None:
+            return self.parameters // PACKED[self.packed].numbers * PACKED[self.packed].nbytes
         return self.parameters * self.dtype.itemsize
 
 
@@ -59,6 +67,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         ValueError: the file is missing, truncated or no weight file; the message names it.
     """
     _check_file(path)
+    if path.suffix == GGUF:
+        return {
+            name: TensorInfo(name, one.shape, one.dtype or torch.float32, path.name, one.kind)
+            for name, one in read_gguf(path).tensors.items()
+        }
     if path.suffix in PICKLED:
         tensors = _open_pickled(path)
         return {name: TensorInfo(name, tuple(x.shape), x.dtype, path.name) for name, x in tensors.items()}
@@ -126,6 +139,8 @@ def stream_file(path: Path, wanted: Mapping[str, TensorInfo]) -> Iterator[tuple[
 
 def _getter(path: Path) -> Any:
     """A function from a name to the tensor, over a fresh mapping of `path` that lives as long as the function."""
+    if path.suffix == GGUF:
+        return gguf_getter(path)
     if path.suffix in PICKLED:
         return _open_pickled(path).__getitem__
     return open_safetensors(path).get_tensor

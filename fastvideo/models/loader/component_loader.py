@@ -1,6 +1,6 @@
 """Builds the components of a repo: checks them all, then reads weights."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from fastvideo.models.encoders.base import ImageEncoder, TextEncoder
 from fastvideo.models.encoders.image_processor import ImageProcessor
 from fastvideo.models.encoders.tokenizer import plain_tokenizer
 from fastvideo.models.loader.attention import choose_attention, compile_blocks
+from fastvideo.models.loader.checkpoint import TensorInfo
+from fastvideo.models.loader.gguf_source import names_of, official_shapes
 from fastvideo.models.loader.offload import DiskHome, host_home, offload
 from fastvideo.models.loader.quantize import bytes_of, check_quantized, quantize_weights
 from fastvideo.models.loader.repo import ComponentSource, Repo
@@ -47,8 +49,13 @@ class Blueprint:
     arch: ArchConfig
     model: nn.Module
     mapping: ParamNamesMapping
-    nbytes: int
-    """Of its weights in their files."""
+    header: Mapping[str, TensorInfo]
+    """Those tensors of its files that are loaded."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of its weights in their files."""
+        return sum(info.nbytes for info in self.header.values())
 
     @property
     def parameters(self) -> int:
@@ -56,7 +63,9 @@ class Blueprint:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def nbytes_in(self, dtype: torch.dtype, args: FastVideoArgs) -> int:
-        """Of its weights in memory, in `dtype` or quantized as `args` say."""
+        """Of its weights in memory, in `dtype` or quantized as `args` say, or as their file is."""
+        if self.source.gguf:
+            return sum(one.nbytes if one.packed else one.parameters * dtype.itemsize for one in self.header.values())
         return bytes_of(self.model, self.arch, dtype, args.quantization_of(self.source.name))
 
 
@@ -73,8 +82,7 @@ def arch_of(source: ComponentSource) -> ArchConfig:
     arch_class: type[ArchConfig] = resolve(entry.arch)
     try:
         if source.official:
-            shapes = {name: info.shape for name, info in source.header().items()}
-            return arch_class.from_official(source.config, shapes)
+            return arch_class.from_official(source.config, official_shapes(source, arch_class))
         return arch_class.from_dict(source.config)
     except ValueError as error:
         raise ValueError(f"{what}, {source.config_name or source.weights}: {error}") from None
@@ -90,18 +98,16 @@ def blueprint(source: ComponentSource) -> Blueprint:
     header = source.header()
     what = f"component {source.name!r}"
     arch = arch_of(source)
-    if not source.official:
+    if not source.official and not source.gguf:
         arch = arch.with_weights(header)
-    mapping = arch.official_param_names_mapping if source.official else arch.param_names_mapping
-    if mapping is None:
-        raise ValueError(f"{what}: {source.class_name} has no official format; use a Diffusers-style repo")
+    mapping = names_of(source, arch)
     try:
         model: nn.Module = skeleton(lambda: resolve(entry.model)(arch))
     except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{what}, {source.config_name or source.weights}: no model can be built ({reason})") from None
     targets = plan_loading(model, header, mapping, what)
-    return Blueprint(source, arch, model, mapping, sum(header[name].nbytes for name in targets))
+    return Blueprint(source, arch, model, mapping, {name: header[name] for name in targets})
 
 
 def load_component(

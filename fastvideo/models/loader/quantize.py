@@ -48,10 +48,13 @@ def check_quantized(
             is not installed; it names the option.
     """
     method, option = args.quantization_of(name), args.quantization_option(name)
+    path = args.weight_paths.get(name)
+    if path is not None or method is not None:
+        given, value = (option, method) if path is None else (f"{name}_path", path)
+        require(args.home(name) == "device", given, value, f"component {name!r} stays on disk, in its files",
+                "leave it out of disk_offload, or leave this None")  # fmt: skip
     if method is None:
         return
-    require(args.home(name) == "device", option, method, f"component {name!r} stays on disk, in its files",
-            "leave it out of disk_offload, or leave this None")  # fmt: skip
     reason = why_not(method, current_platform(args.device).device, pipeline_config.precision_of(name))
     require(reason is None, option, method, reason or "")
     for weight, layer in quantized_layers(model, arch).items():

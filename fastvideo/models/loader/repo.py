@@ -45,6 +45,9 @@ class ComponentSource:
     weights: str | None
     """Of its weight file as it would be called were it not split, where the layout fixes it."""
     files: RepoFiles
+    """What holds its weights, and where that is the repo its config."""
+    gguf: bool = False
+    """Whether its weights are in a GGUF file, `weights`, in place of those of the repo."""
 
     @property
     def has_weights(self) -> bool:

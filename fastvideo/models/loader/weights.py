@@ -15,6 +15,7 @@ from fastvideo.distributed.tensor import TensorShard
 from fastvideo.layers.tensor_parallel import TensorParallel
 from fastvideo.logger import init_logger
 from fastvideo.models.loader.checkpoint import TensorInfo, merge_headers, read_header, stream_tensors
+from fastvideo.models.loader.packing import hold_packed, put, unpacked
 from fastvideo.models.loader.repo import Repo, weight_sources
 from fastvideo.utils import atomic_path, read_json, sha256_file
 
@@ -119,17 +120,22 @@ def load_into(
             file changes while it is read.
     """
     paths = list(files)
-    targets = plan_loading(model, merge_headers(read_header(path) for path in paths), mapping, what)
+    header = merge_headers(read_header(path) for path in paths)
+    targets = plan_loading(model, header, mapping, what)
     if only is not None:
         targets = {name: target for name, target in targets.items() if target.name in only}
+    packed = hold_packed(model, header, targets, dtype or torch.float32)
     lacking: dict[str, int] = {}
     for name, tensor in stream_tensors(paths, targets):
         target = targets[name]
         wanted = dtype_of(target.name, dtype or torch.float32, keep_fp32)
-        with torch.no_grad():
-            parameter = _allocated(model, target.name, wanted, torch.device(device))
-            fill(parameter, tensor, target, shard_of(model, target.name))
-            del parameter  # what `finish` replaces is let go then
+        if target.name in packed:
+            put(packed[target.name], target.part, header[name], tensor, torch.device(device))
+        else:
+            with torch.no_grad():
+                parameter = _allocated(model, target.name, wanted, torch.device(device))
+                fill(parameter, unpacked(tensor, header[name]), target, shard_of(model, target.name))
+                del parameter  # what `finish` replaces is let go then
         lacking[target.name] = lacking.get(target.name, target.parts) - 1
         if finish is not None and not lacking[target.name]:
             finish(target.name)

@@ -84,6 +84,7 @@ class WanVideoArchConfig(ArchConfig):
     """Fields of a `WanTransformer3DModel` `config.json`, under their names there."""
 
     keep_fp32: ClassVar[tuple[str, ...]] = ("time_embedder", "modulation", "cross_norm", "image_embedder.norm")
+    gguf_architectures: ClassVar[tuple[str, ...]] = ("wan",)
     # small beside the blocks, and all tokens depend on them; docs/quantization.md has what each costs
     keep_unquantized: ClassVar[tuple[str, ...]] = ("time_proj", "text_embedder", "image_embedder", "proj_out")
 
@@ -118,6 +119,10 @@ class WanVideoArchConfig(ArchConfig):
     @property
     def official_param_names_mapping(self) -> ParamNamesMapping | None:
         return OFFICIAL_NAMES
+
+    @property
+    def gguf_param_names_mapping(self) -> ParamNamesMapping | None:
+        return self.official_param_names_mapping
 
     @property
     def head_dim(self) -> int:

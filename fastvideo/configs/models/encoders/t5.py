@@ -34,6 +34,29 @@ def _transformers_names(*ffn_in: str) -> ParamNamesMapping:
 TRANSFORMERS_NAMES = _transformers_names("wi")
 GATED_TRANSFORMERS_NAMES = _transformers_names("wi_0", "wi_1")
 
+
+def _gguf_names(*ffn_in: str) -> ParamNamesMapping:
+    """Names in the GGUF files of llama.cpp, of whose encoder this is; `ffn_in` as in `_transformers_names`."""
+    block = "enc.blk.*"
+    return ParamNamesMapping(
+        rules=(
+            Rename("token_embd.weight", "embedding.weight"),
+            *stacked((f"{block}.attn_{x}.weight" for x in "qkv"), "blocks.*.attn.qkv.weight"),
+            Rename(f"{block}.attn_o.weight", "blocks.*.attn.out.weight"),
+            Rename(f"{block}.attn_rel_b.weight", "blocks.*.attn.position_bias.weight"),
+            Rename(f"{block}.attn_norm.weight", "blocks.*.attn_norm.weight"),
+            *stacked((f"{block}.{name}.weight" for name in ffn_in), "blocks.*.ffn.fc_in.weight"),
+            Rename(f"{block}.ffn_down.weight", "blocks.*.ffn.fc_out.weight"),
+            Rename(f"{block}.ffn_norm.weight", "blocks.*.ffn_norm.weight"),
+            Rename("enc.output_norm.weight", "norm.weight"),
+        ),
+        drop=("dec.*", "output.weight"),
+    )
+
+
+GGUF_NAMES = _gguf_names("ffn_up")
+GATED_GGUF_NAMES = _gguf_names("ffn_gate", "ffn_up")
+
 OFFICIAL_NAMES = ParamNamesMapping(
     rules=(
         Rename("token_embedding.weight", "embedding.weight"),
@@ -52,6 +75,7 @@ OFFICIAL_NAMES = ParamNamesMapping(
 class T5ArchConfig(ArchConfig):
     """Fields of a `T5EncoderModel` `config.json`, under their names there (defaults: t5-small)."""
 
+    gguf_architectures: ClassVar[tuple[str, ...]] = ("t5encoder", "t5")
     ignored_keys: ClassVar[tuple[str, ...]] = (
         "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "is_encoder_decoder",
         "use_cache", "num_decoder_layers", "decoder_start_token_id", "eos_token_id", "bos_token_id", "pad_token_id",
@@ -88,6 +112,10 @@ class T5ArchConfig(ArchConfig):
     @property
     def param_names_mapping(self) -> ParamNamesMapping:
         return GATED_TRANSFORMERS_NAMES if self.gated else TRANSFORMERS_NAMES
+
+    @property
+    def gguf_param_names_mapping(self) -> ParamNamesMapping | None:
+        return GATED_GGUF_NAMES if self.gated else GGUF_NAMES
 
     @property
     def shared_position_bias(self) -> bool:
