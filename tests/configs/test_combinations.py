@@ -8,10 +8,11 @@ from fastvideo.configs.combinations import CONFLICTS, Conflict, check_combinatio
 from fastvideo.fastvideo_args import FastVideoArgs
 
 VALUES: dict[str, Any] = {
-    "num_gpus": 2, "lora_path": "style.safetensors", "disk_offload": ("transformer",), "device_type": "cpu",
+    "num_gpus": 2, "tp_size": 2, "lora_path": "style.safetensors", "disk_offload": ("transformer",),
+    "device_type": "cpu",
 }  # fmt: skip
 """A value that switches the option on; True where there is none."""
-OFF: dict[str, Any] = {"num_gpus": 1, "lora_path": None, "disk_offload": False, "device_type": "cuda"}
+OFF: dict[str, Any] = {"num_gpus": 1, "tp_size": 1, "lora_path": None, "disk_offload": False, "device_type": "cuda"}
 
 
 def value_of(conflict: Conflict, name: str) -> Any:
