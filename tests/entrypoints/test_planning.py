@@ -196,3 +196,14 @@ def test_rehearsing_leaves_this_process_as_it_was(wan_repo: Path) -> None:
     costs = costs_of(resolve_repo(wan_repo), PipelineConfig(), sampling(), on_cpu=True)
     assert torch.get_num_threads() == threads
     assert all(cost.held > 0 and cost.seconds and cost.seconds > 0 for cost in costs)
+
+
+def test_what_decoding_holds_does_not_grow_with_the_frames(wan_repo: Path) -> None:
+    dry = DryPipeline(resolve_repo(wan_repo), PipelineConfig())
+    held = []
+    for frames in (9, 17, 41):
+        with dry.counted() as trace:
+            dry.decode((16, frames, 8, 12))
+        held.append(trace.peak)
+    # the latents themselves are all that there is more of
+    assert held[2] - held[0] < 5 * 4 * 16 * (41 - 9) * 8 * 12 < 0.3 * held[0]
