@@ -230,6 +230,7 @@ FLAGS["serve"] = tuple(
             "--server.queue_timeout",
             "--server.replica",
             "--server.served_model_names",
+            "--server.studio",
             "--server.webhook_secret",
             "--server.webhook_url",
             "--server.cors_origins+",

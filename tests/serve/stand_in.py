@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ import uvicorn
 
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.media import write_video
-from fastvideo.entrypoints.result import GenerationResult
 from fastvideo.entrypoints.serve.app import create_app
 from fastvideo.entrypoints.serve.context import Server
 from fastvideo.entrypoints.serve.settings import ServerSettings
@@ -29,6 +29,8 @@ class StandIn:
     def __init__(self) -> None:
         self.go = threading.Event()
         self.go.set()
+        self.pace = 0.0
+        """Seconds of a step."""
         self.made: list[str] = []
         self.fields: list[dict[str, Any]] = []
         self.shut = False
@@ -54,6 +56,7 @@ class StandIn:
         frame = np.full((sampling.height, sampling.width, 3), sampling.seed % 256, np.uint8)
         for _ in control.steps("denoising", range(sampling.num_inference_steps), sampling.num_inference_steps,
                                lambda: frame):  # fmt: skip
+            time.sleep(self.pace)
             while not self.go.wait(0.01):
                 control.check()
             if "fail" in prompt:
@@ -65,11 +68,9 @@ class StandIn:
             path = Path(str(sampling.output_path).replace("images", f"images_{number}"))
             write_video(frames, path, sampling.fps, {"fastvideo": "test", "seed": sampling.seed})
             results.append(
-                GenerationResult(
-                    frames=frames, samples=None, audio=None, audio_sample_rate=None, video_path=str(path),
-                    prompts=prompt, seed=sampling.seed, size=(sampling.height, sampling.width, sampling.num_frames),
-                    generation_time=0.1, stage_times={"denoising": 0.1, "decoding": 0.01}, peak_memory_mb=1.0,
-                    block_runs=4, saved_block_runs=0,
+                SimpleNamespace(
+                    frames=frames, video_path=str(path), generation_time=0.1, peak_memory_mb=1.0,
+                    stage_times={"denoising": 0.1, "decoding": 0.01},
                 )
             )  # fmt: skip
         self.made.append(prompt)
@@ -94,7 +95,7 @@ def running(
     folder: Path, *, defaults: dict[str, Any] | None = None, model: StandIn | None = None, **settings: Any
 ) -> Iterator[Running]:
     """A server on a port of its own, whose model is loaded."""
-    chosen = ServerSettings(**{"data_dir": str(folder), **settings})
+    chosen = ServerSettings(**{"data_dir": str(folder), "studio": False, **settings})
     chosen.check()
     model = model or StandIn()
     server = Server(lambda: model, "stand-in", chosen, defaults)

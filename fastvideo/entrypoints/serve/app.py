@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +23,7 @@ from fastvideo.entrypoints.serve.context import Server
 from fastvideo.entrypoints.serve.errors import ApiError
 from fastvideo.entrypoints.serve.requests import Lora
 from fastvideo.entrypoints.serve.settings import LOOPBACK_NAMES, MB
+from fastvideo.entrypoints.serve.studio_mount import add_studio
 from fastvideo.logger import init_logger
 
 logger = init_logger(__name__)
@@ -37,9 +38,10 @@ def create_app(server: Server) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await run_in_threadpool(server.start)
-        yield
-        await run_in_threadpool(server.stop)
+        async with studio_lives() if studio_lives else nullcontext():
+            await run_in_threadpool(server.start)
+            yield
+            await run_in_threadpool(server.stop)
 
     app = FastAPI(title="FastVideo", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     access = Access(server.store, server.settings.needs_keys)
@@ -48,6 +50,7 @@ def create_app(server: Server) -> FastAPI:
     app.include_router(event_routes(server, access))
     _handle_errors(app, server)
     _describe(app)
+    studio_lives = add_studio(app, server)
     app.add_middleware(Gate, server=server)
     if server.settings.cors_origins:
         app.add_middleware(

@@ -65,8 +65,15 @@ class Server:
         self._reporter = None
         if settings.webhook_url is not None and settings.webhook_secret is not None:
             self._reporter = Reporter(self.store, settings.webhook_url, settings.webhook_secret)
+        self.on_loaded: Callable[[Generator], None] = lambda generator: None
+        """Called in the model's thread once the model is loaded, before any job runs."""
         self.closing = threading.Event()
         """Set when the server begins to stop: streams end."""
+
+    @property
+    def cache(self) -> Path:
+        """A folder for copies of files that lie elsewhere."""
+        return Path(self.settings.data_dir).absolute() / f"cache-{self.settings.replica}"
 
     def start(self) -> None:
         """Clean up after a server that died, then start to load and to work."""
@@ -89,6 +96,7 @@ class Server:
 
     def _make_planner(self, generator: Generator) -> None:
         self.planner = Planner(generator, self.names, self._defaults, self.settings)
+        self.on_loaded(generator)
 
     @property
     def plans(self) -> Planner:

@@ -69,6 +69,15 @@ class FileStore:
                 left = None if left is None else left - len(piece)
                 yield piece
 
+    def fetched(self, name: str, folder: Path) -> Path:
+        """A copy of a file in a folder of this machine, made once."""
+        path = folder / name
+        if not path.exists():
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                for piece in self.read(name):
+                    file.write(piece)
+        return path
+
     def names(self) -> list[str]:
         """All files."""
         return [Path(found).name for found in self._fs.ls(self._root, detail=False, refresh=True)]

@@ -90,9 +90,19 @@ def find_caller(store: Store, authorization: str | None) -> Caller:
         raise ApiError(401, "no API key: send it as 'Authorization: Bearer fv-...'", code="missing_api_key",
                        headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
     query = sa.select(api_keys).where(api_keys.c.hash == hashed(key.strip()), api_keys.c.revoked_at.is_(None))
-    with store.engine.connect() as connection:
-        row = connection.execute(query).mappings().first()
-    if row is None:
+    caller = _caller(store, query)
+    if caller is None:
         raise ApiError(401, "this API key is not valid", code="invalid_api_key",
                        headers={"WWW-Authenticate": "Bearer"})  # fmt: skip
-    return Caller(row["id"], frozenset(json.loads(row["scopes"])), row["max_jobs"])
+    return caller
+
+
+def caller_of(store: Store, key_id: str) -> Caller | None:
+    """Whoever holds the key of that id; None when it is not valid."""
+    return _caller(store, sa.select(api_keys).where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None)))
+
+
+def _caller(store: Store, query: sa.Select[Any]) -> Caller | None:
+    with store.engine.connect() as connection:
+        row = connection.execute(query).mappings().first()
+    return None if row is None else Caller(row["id"], frozenset(json.loads(row["scopes"])), row["max_jobs"])

@@ -44,6 +44,8 @@ class ServerSettings(Assignable):
     """Whether clients need a key; None: unless host is a loopback address."""
     cors_origins: list[str] = field(default_factory=list)
     """Origins whose pages may call the API from a browser; none: no other site's."""
+    studio: bool | None = None
+    """Whether / is a page for people; None: if gradio is installed."""
     max_queue: int = 100
     """Jobs that may wait; a client whose job is one too many gets a 429."""
     max_jobs_per_key: int = 50
@@ -112,6 +114,8 @@ class ServerSettings(Assignable):
         for name in ("keep_hours", "keep_gb"):
             require_number(name, getattr(self, name), 0)
         require_bool("log_prompts", self.log_prompts)
+        if self.studio is not None:
+            require_bool("studio", self.studio)
         require(re.fullmatch("[a-z0-9]{1,20}", self.replica) is not None, "replica", self.replica,
                 "must be 1 to 20 small letters and digits")  # fmt: skip
         if self.api_keys is not None:

@@ -1,0 +1,111 @@
+"""How the studio shows things."""
+
+import html
+from dataclasses import dataclass
+from typing import Any
+
+from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.entrypoints.serve.records import Job
+from fastvideo.entrypoints.serve.requests import Model
+from fastvideo.entrypoints.serve.settings import ServerSettings
+
+SEARCH = 128
+"""How far the next size that a model can make is looked for."""
+CAPTION = 60
+"""Characters of a prompt in a list."""
+
+CSS = """
+.gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
+.gradio-container, .gradio-container main { width: 100% !important; }
+#head { align-items: center; }
+.job { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px; margin: 6px 0;
+       display: flex; gap: 12px; align-items: center; }
+.job img { width: 96px; height: 96px; object-fit: contain; border-radius: 6px; background: #8883; }
+.job .about { flex: 1; min-width: 0; }
+.job .prompt { font-weight: 600; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.job progress { width: 100%; height: 14px; }
+video { max-height: 70vh; }
+button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
+    outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
+@media (max-width: 640px) { .gradio-container { padding: 8px !important; } .job img { width: 64px; height: 64px; } }
+"""
+HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What sizes the page offers: those that the model can make, and the operator allows."""
+
+    pixels: int
+    """Width and height are multiples of it."""
+    frames: int
+    """Frames are one more than a multiple of it."""
+    most_pixels: int
+    most_frames: int
+
+    @classmethod
+    def of(cls, model: Model, default: SamplingParam, settings: ServerSettings) -> "Limits":
+        """Found by asking the model, from its default upwards."""
+
+        def step(name: str) -> int:
+            start: int = getattr(default, name)
+            for distance in range(1, SEARCH):
+                try:
+                    model.check_request("", None, **{name: start + distance})
+                except ValueError:
+                    continue
+                return distance
+            return SEARCH
+
+        pixels, frames, room = step("width"), step("num_frames"), settings.max_size_factor
+        side = int(max(default.width, default.height) * min(room, 2))
+        most_frames = int(default.num_frames * min(room, 3))
+        return cls(pixels, frames, side // pixels * pixels, (most_frames - 1) // frames * frames + 1)
+
+
+def caption(job: Job) -> str:
+    """A job in a line."""
+    text = " ".join(job.prompt.split())
+    return text if len(text) <= CAPTION else text[: CAPTION - 1] + "…"
+
+
+def queue_html(shown: list[dict[str, Any]], previews: dict[str, str]) -> str:
+    """Jobs that wait or run, the next first, as the API shows them."""
+    if not shown:
+        return '<p role="status">Nothing waits. What you make is in the gallery.</p>'
+    return '<div role="status" aria-live="polite">' + "".join(
+        _job_html(job, previews.get(job["id"], "")) for job in reversed(shown)
+    ) + "</div>"  # fmt: skip
+
+
+def _job_html(job: dict[str, Any], preview: str) -> str:
+    left = job.get("seconds_left")
+    if job["status"] == "queued":
+        state = f"waits, {job.get('position', 0)} ahead"
+    elif job.get("stage"):
+        state = f"{job['stage']}, step {job['step']} of {job['total']}"
+        state += "" if left is None else f", about {left:.0f} s left"
+    else:
+        state = "begins"
+    # a preview is a data URL that the server made; a prompt is whatever somebody wrote
+    picture = f'<img alt="preview" src="{html.escape(preview)}">' if preview else '<img alt="">'
+    return (
+        f'<div class="job" data-id="{html.escape(job["id"])}">{picture}<div class="about">'
+        f'<div class="prompt">{html.escape(job["prompt"][:200])}</div>'
+        f'<progress max="100" value="{job["progress"]}" aria-label="progress"></progress>'
+        f'<div class="state">{job["progress"]}% · {html.escape(state)}</div></div></div>'
+    )
+
+
+def details(video: dict[str, Any]) -> str:
+    """What a video was made from, as Markdown without any of the prompt's own."""
+    rows = {
+        "Size": f"{video['size']}, {video['num_frames']} frames, {video['fps']} a second ({video['seconds']} s)",
+        "Steps": video["num_inference_steps"],
+        "Guidance": video["guidance_scale"],
+        "Seed": video["seed"],
+        "Made in": f"{video.get('generation_seconds', 0):.1f} s",
+        "Id": f"`{video['id']}`",
+    }
+    prompt = "\n".join(f"    {line}" for line in video["prompt"].splitlines())
+    return f"{prompt}\n\n" + "\n".join(f"- **{name}**: {value}" for name, value in rows.items())
