@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROMPT ?= a red circle moving left on a white background
 
-.PHONY: help env demo test lint types test-slow test-distributed parity format bench clean
+.PHONY: help env demo test lint types test-slow test-distributed parity format bench clean soak
 
 help:
 	@echo "make demo       a video from a text prompt, with the model in the package (PROMPT='...' for another)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-distributed  the whole table of ways to share the work among processes"
 	@echo "make parity     every pipeline against its reference; writes docs/parity.md"
 	@echo "make bench      speed and memory beside the reference, to docs/benchmarks.md (BENCH='...' for flags and cases)"
+	@echo "make soak       the server under load for some minutes (SOAK='--jobs 60' for less)"
 	@echo "make lint       ruff; make format lets it correct"
 	@echo "make types      mypy"
 	@echo "make env        the environment in $(VENV)"
@@ -59,6 +60,9 @@ parity: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/fastvideo bench --output docs/benchmarks.md $(BENCH)
+
+soak: $(STAMP)
+	$(BIN)/python benchmarks/soak.py $(SOAK)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
