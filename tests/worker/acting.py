@@ -84,7 +84,7 @@ class ActingStage(PipelineStage):
             batch.video = torch.full((batch.size, 3, frames, sampling.height, sampling.width), 0.5)
             if first:
                 batch.video[0, 0, 0, 0, :3] = torch.tensor([os.getpid() % 1000, os.getppid() % 1000, sampling.seed])
-                batch.video[0, 0, 0, 0, 3] = self.strength
+                batch.video[0, 0, 0, 0, 4] = self.strength
         return batch
 
 

@@ -29,7 +29,7 @@ def strength(executor: MultiProcessExecutor) -> float:
     """Of the LoRAs that a request runs with."""
     video = executor.execute(make_batch(num_inference_steps=2)).video
     assert video is not None
-    return float(video[0, 0, 0, 0, 3])
+    return float(video[0, 0, 0, 0, 4])
 
 
 def test_all_or_none(executor: MultiProcessExecutor) -> None:

@@ -80,7 +80,7 @@ def test_a_lora(executor: RayExecutor) -> None:
     def strength() -> float:
         video = executor.execute(make_batch(num_inference_steps=2)).video
         assert video is not None
-        return float(video[0, 0, 0, 0, 3])
+        return float(video[0, 0, 0, 0, 4])
 
     executor.adapt(acting_loras("a", "b"))
     assert strength() == 0.5

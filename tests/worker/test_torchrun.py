@@ -57,7 +57,7 @@ fails(lambda: executor.execute(make_batch(num_inference_steps=10_000, control=co
 executor.adapt(acting_loras("a", "b"))
 def strength():
     made = executor.execute(make_batch(num_inference_steps=2, return_frames=True)).video
-    return made[0, 0, 0, 0, 3].item()
+    return made[0, 0, 0, 0, 4].item()
 say("strength", strength())
 fails(lambda: executor.adapt(acting_loras("all: refuse in adapt")))
 fails(lambda: executor.adapt(acting_loras("rank 1: refuse in adapt")))
