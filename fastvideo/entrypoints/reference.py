@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import json
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.configs.sample.base import OPTIONS, SamplingParam
 from fastvideo.models.loader.checkpoint import stream_tensors
 from fastvideo.models.loader.component_loader import Blueprint, load_tokenizer
 from fastvideo.models.loader.repo import Repo
@@ -95,12 +96,15 @@ def reference_video(
     pipeline = reference_pipeline(repo)(**components, **options)
     pipeline.set_progress_bar_config(disable=True)
     shared = ("negative_prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale")
+    given = [*shared, *(name for name in OPTIONS if getattr(sampling, name) is not None)]
+    if "num_frames" not in inspect.signature(pipeline.__call__).parameters:
+        given.remove("num_frames")  # it makes as many as it is given
     made = pipeline(
         prompt=prompt,
         generator=torch.Generator("cpu").manual_seed(sampling.seed),
         max_sequence_length=text_len,
         output_type="np",
-        **{name: getattr(sampling, name) for name in shared},
+        **{name: getattr(sampling, name) for name in given},
         **shown,
     )
     return torch.from_numpy(made.frames).permute(0, 4, 1, 2, 3)

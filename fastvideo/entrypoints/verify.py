@@ -246,11 +246,15 @@ def pipeline_row(repo: Repo, plans: list[Blueprint], config: PipelineConfig, cli
 
 
 def media_for(sampling: SamplingParam) -> dict[str, Any]:
-    """Random images for each of those that the model needs."""
+    """A random image or video for each of those that the model needs."""
     generator = torch.Generator("cpu").manual_seed(SEED)
     size = (sampling.height, sampling.width, 3)
+
+    def picture() -> Image.Image:
+        return Image.fromarray(torch.randint(256, size, generator=generator, dtype=torch.uint8).numpy())
+
     return {
-        name: Image.fromarray(torch.randint(256, size, generator=generator, dtype=torch.uint8).numpy())
+        name: [picture() for _ in range(sampling.num_frames)] if name == "video" else picture()
         for name in sampling.needs
     }
 
