@@ -152,14 +152,14 @@ class FastVideoArgs(Assignable):
             config.check()
         self.check_combinations(None if self.device == "auto" else self.device)
 
-    def check_combinations(self, device_type: str | None) -> None:
-        """Check that all options go together, on a device where it is known.
+    def check_combinations(self, device_type: str | None, streams: bool = False) -> None:
+        """Check that all options go together, on a device where it is known, and with a model that `streams`.
 
         Raises:
             ValueError: two that do not, why, and what to do.
         """
         config = {} if self.pipeline_config is None else self.pipeline_config.to_dict()
-        check_combinations({**self.to_dict(), **config, "device_type": device_type})
+        check_combinations({**self.to_dict(), **config, "device_type": device_type, "streams": streams})
 
     def resolved_pipeline_config(self, default: PipelineConfig | None = None) -> PipelineConfig:
         """The pipeline config to use, checked: the one given, or `default`, or the model's own; then `precision`."""

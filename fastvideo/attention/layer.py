@@ -59,6 +59,8 @@ class DistributedAttention(nn.Module):
         """`gated` says that `forward` is given a gate."""
         super().__init__()
         self.gated = gated
+        self.on_grid = True
+        """Whether queries and keys are the tokens of one grid; not so where those of frames before it come first."""
         self.exchange: Exchange = local_exchange
 
     def forward(

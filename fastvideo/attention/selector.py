@@ -115,7 +115,12 @@ def set_attention_backend(
         layer.backend = _preferred(name, call)
     for number, exchanged in enumerate(full):
         call = AttentionCall(
-            device=device_type, dtype=dtype, head_dim=head_dim, logsumexp=ring, video=True, gate=exchanged.gated
+            device=device_type,
+            dtype=dtype,
+            head_dim=head_dim,
+            logsumexp=ring,
+            video=exchanged.on_grid,
+            gate=exchanged.gated,
         )
         place = LayerPlace(layer=number, layers=len(full), heads=heads, part=part)
         exchanged.backend = select_backend(name, call, options, place)

@@ -135,6 +135,16 @@ CONFLICTS: tuple[Conflict, ...] = (
         )
         for name in ("quantization", "text_encoder_quantization")
     ),
+    *(
+        Conflict(
+            option=name, other="streams", reason=f"this model makes its video chunk by chunk, {reason}", fix=fix
+        )
+        for name, reason, fix in (
+            ("num_gpus", "and keeps what it sees of earlier ones on one device", "use num_gpus=1"),
+            ("enable_torch_compile", "and code would be compiled anew for each", "leave it False"),
+            ("vae_tiling", "and tiles need the whole of it", "leave it False"),
+        )
+    ),
 )  # fmt: skip
 
 
@@ -147,7 +157,8 @@ def check_combinations(options: Mapping[str, Any]) -> None:
     """Check that what is switched on goes together.
 
     Args:
-        options: values by name: of engine and pipeline, and "device_type" once it is known. What is left out is off.
+        options: values by name: of engine and pipeline, and "device_type" and, of the model, "streams" once they are
+            known. What is left out is off.
 
     Raises:
         ValueError: the first pair that does not, why, and what to do.

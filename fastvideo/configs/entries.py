@@ -26,10 +26,19 @@ class ModelEntry:
     under "model_index"."""
     components: tuple[str, ...] = ()
     """Components that other models of the class lack. An entry with neither is the default for its class."""
+    classes: tuple[tuple[str, str, str], ...] = ()
+    """Components that are run by another class of the same weights than their repos may name: the component's name,
+    the class there, and the one that runs it."""
+    streams: bool = False
+    """Whether it makes a video chunk by chunk, so that frames are there before the next ones are computed."""
     cache_coefficients: str | None = None
     """What is published of this model for the step caches that use numbers of it, by their names, as "module:NAME"."""
     official_layout: str | None = None
     """The layout of the folders that the authors publish, as "module:NAME"."""
+
+    def class_of(self, component: str, named: str) -> str:
+        """The class that runs `component`, for which the index names the class `named`."""
+        return {(name, theirs): ours for name, theirs, ours in self.classes}.get((component, named), named)
 
     def matches(self, configs: Mapping[str, Mapping[str, Any]]) -> bool:
         """Whether the component configs `configs` agree with the signature, and all of `components` are there."""
@@ -45,3 +54,5 @@ class ComponentEntry:
     class_name: str
     model: str
     arch: str
+    reference: str | None = None
+    """The reference's class that the same weights fit, where it has none of this name."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fastvideo.configs.registry import find_component
 from fastvideo.configs.sample.base import OPTIONS, SamplingParam
 from fastvideo.models.loader.checkpoint import stream_tensors
 from fastvideo.models.loader.component_loader import Blueprint, load_tokenizer
@@ -58,7 +59,8 @@ def load_reference(plan: Blueprint, dtype: torch.dtype) -> Any:
     Of an official checkpoint it is made by the reference's own translation of names where it has one.
     """
     source = plan.source
-    model_class = resolve(f"{source.library}:{source.class_name}")
+    class_name = find_component(source.class_name).reference or source.class_name
+    model_class = resolve(f"{source.library}:{class_name}")
     kwargs = {"diffusers": {"torch_dtype": dtype}, "transformers": {"dtype": dtype}}[source.library]
     if not source.official:
         return model_class.from_pretrained(source.local_folder(), local_files_only=True, **kwargs).eval()

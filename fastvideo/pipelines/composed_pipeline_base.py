@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
@@ -19,7 +19,7 @@ from fastvideo.models.loader.component_loader import bare_components, load_compo
 from fastvideo.models.loader.lora import LoraSet
 from fastvideo.models.loader.repo import Repo
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
-from fastvideo.pipelines.stages.base import PipelineStage, check_connected
+from fastvideo.pipelines.stages.base import PipelineStage, StreamingStage, check_connected
 from fastvideo.platforms import current_platform
 
 T = TypeVar("T")
@@ -158,14 +158,37 @@ class ComposedPipelineBase(ABC):
             FloatingPointError: the latents or the video are not finite.
         """
         for stage in self.stages:
-            batch.control.check()
-            started = time.perf_counter()
-            try:
-                batch = stage.forward(batch, self.args)
-            finally:
-                stage.release()
-            batch.stage_times[stage.name] = time.perf_counter() - started
-            logger.debug("%s: %.3f s", stage.name, batch.stage_times[stage.name])
+            batch = self._run(stage, batch)
+        return batch
+
+    @torch.no_grad()
+    def stream(self, batch: ForwardBatch) -> Iterator[torch.Tensor]:
+        """The video of `batch` [B, 3, T, H, W] fp32 in [0, 1] on the CPU, in order along T, each chunk as soon as it is
+        there; the next one is computed when it is asked for.
+
+        Raises:
+            ValueError: the model makes all frames at once; or as `forward`, as is what else is raised.
+        """
+        *before, last = self.stages
+        if not isinstance(last, StreamingStage):
+            raise ValueError(f"stream: {type(self).__name__} makes all frames at once; use generate_video")
+        for stage in before:
+            batch = self._run(stage, batch)
+        try:
+            yield from last.stream(batch, self.args)
+        finally:
+            last.release()
+
+    def _run(self, stage: PipelineStage, batch: ForwardBatch) -> ForwardBatch:
+        """`batch` after `stage`."""
+        batch.control.check()
+        started = time.perf_counter()
+        try:
+            batch = stage.forward(batch, self.args)
+        finally:
+            stage.release()
+        batch.stage_times[stage.name] = time.perf_counter() - started
+        logger.debug("%s: %.3f s", stage.name, batch.stage_times[stage.name])
         return batch
 
 

@@ -2,7 +2,7 @@
 
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -53,6 +53,15 @@ class InProcessExecutor:
             self._platform.synchronize()
             batch.peak_memory = self._platform.peak_memory()
             return batch
+
+    def stream(self, batch: ForwardBatch) -> Iterator[torch.Tensor]:
+        """The video of `batch` chunk by chunk, as `ComposedPipelineBase.stream` has it; others wait until it ends.
+
+        Raises:
+            RuntimeError: after `shutdown`.
+        """
+        with self._lock:
+            yield from self._running().stream(batch)
 
     def adapt(self, loras: LoraSet) -> None:
         """See `Executor`."""

@@ -37,7 +37,7 @@ def test_a_row(conflict: Conflict) -> None:
 
 
 def test_rows_name_options_that_there_are() -> None:
-    fields = {*FastVideoArgs.field_names(), "device_type", "vae_tiling"}
+    fields = {*FastVideoArgs.field_names(), "device_type", "vae_tiling", "streams"}
     assert {name for row in CONFLICTS for name in (row.option, row.other, row.unless) if name} <= fields
 
 

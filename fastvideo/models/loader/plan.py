@@ -119,7 +119,7 @@ def choose_layout(repo: Repo, args: FastVideoArgs, pipeline_config: PipelineConf
     """
     vae = pipeline_config.vae_sp
     platform = current_platform(args.device)
-    args.check_combinations(platform.device_type)
+    args.check_combinations(platform.device_type, repo.entry.streams)
     if args.num_gpus == 1:
         require(not vae, "vae_sp", vae, "does nothing on one device", "leave it None")
         return Layout()

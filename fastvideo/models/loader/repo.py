@@ -172,20 +172,20 @@ def _resolve(model: str, files: RepoFiles, entry: ModelEntry | None) -> Repo:
         model=model,
         entry=entry,
         model_index={"_class_name": index.class_name, **index.options},
-        components=_sources(index, files),
+        components=_sources(index, entry, files),
         files=files,
     )
 
 
-def _sources(index: RepoIndex, files: RepoFiles) -> dict[str, ComponentSource]:
-    return {name: _source(component, files) for name, component in index.components.items()}
+def _sources(index: RepoIndex, entry: ModelEntry, files: RepoFiles) -> dict[str, ComponentSource]:
+    return {name: _source(component, entry, files) for name, component in index.components.items()}
 
 
-def _source(component: IndexedComponent, files: RepoFiles) -> ComponentSource:
+def _source(component: IndexedComponent, entry: ModelEntry, files: RepoFiles) -> ComponentSource:
     return ComponentSource(
         name=component.name,
         library=component.library,
-        class_name=component.class_name,
+        class_name=entry.class_of(component.name, component.class_name),
         config=component.config,
         config_name=component.config_file,
         folder=component.folder,

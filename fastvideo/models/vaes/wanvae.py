@@ -391,8 +391,13 @@ class AutoencoderKLWan(BaseVAE):
 
     def first_frame(self, latents: torch.Tensor) -> torch.Tensor:
         """The first frame [B, 3, s h, s w] of `decode`, on this rank alone; it depends on no later latents."""
+        return self.following(latents[:, :, :1], Past())[:, :, 0]
+
+    def following(self, latents: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
+        """The frames [B, 3, T, s h, s w] of `latents` that follow `past`, on this rank alone, all at once: those that
+        `decode` has of a clip whose earlier latents went through `past`."""
         mean, std = self._statistics(latents.device)
-        return self.frames(latents[:, :, :1] * std + mean, Past()).clamp_(-1, 1)[:, :, 0]
+        return self.frames(latents * std + mean, past).clamp_(-1, 1)
 
     def frames(self, latents: torch.Tensor, past: Neighbourhood) -> torch.Tensor:
         """Frames, not clamped, of unscaled `latents` that follow `past`."""

@@ -6,6 +6,7 @@ from fastvideo.pipelines.stages.denoising import DenoisingStage
 from fastvideo.pipelines.stages.input_validation import InputValidationStage
 from fastvideo.pipelines.stages.latent_preparation import LatentPreparationStage
 from fastvideo.pipelines.stages.media import ConditionStage, ImageEncodingStage
+from fastvideo.pipelines.stages.rollout import RolloutStage
 from fastvideo.pipelines.stages.text_encoding import TextEncodingStage
 from fastvideo.pipelines.stages.timestep_preparation import TimestepPreparationStage
 
@@ -17,6 +18,7 @@ __all__ = [
     "InputValidationStage",
     "LatentPreparationStage",
     "PipelineStage",
+    "RolloutStage",
     "TextEncodingStage",
     "TimestepPreparationStage",
 ]

@@ -2,8 +2,10 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, TypeVar
+
+import torch
 
 from fastvideo.distributed.groups import ONE_RANK, Groups
 from fastvideo.fastvideo_args import FastVideoArgs
@@ -55,6 +57,20 @@ class PipelineStage(ABC):
     @abstractmethod
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
         """`batch` with the fields in `writes` set, and nothing else changed."""
+
+
+class StreamingStage(PipelineStage):
+    """A last stage that has a video chunk by chunk, each before the next one is computed."""
+
+    @abstractmethod
+    def stream(self, batch: ForwardBatch, args: FastVideoArgs) -> Iterator[torch.Tensor]:
+        """The video [B, 3, T, H, W] fp32 in [0, 1] on the CPU, in order along T; what else is in `writes` is set in
+        the end."""
+
+    def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
+        """The same, with the video as a whole."""
+        batch.video = torch.cat(list(self.stream(batch, args)), dim=2)
+        return batch
 
 
 def check_connected(stages: Sequence[PipelineStage], result: str = "video") -> None:

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 
+from fastvideo.distributed.groups import Group
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.layers.residence import Resident
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch, written
@@ -44,12 +45,22 @@ class DecodingStage(PipelineStage):
         latents = written(batch.latents, "latents")
         frames, vae = [], self.use(self.vae)
         for part in batch.control.steps(self.name, vae.stream(latents), vae.parts(latents)):
-            wrong = (~torch.isfinite(part)).any().int().cpu()
-            # only rank 0 has frames, and all have to stop
-            if self.groups.control.all_reduce(wrong):
-                raise FloatingPointError(
-                    "NaN or infinity in the decoded frames: the VAE's precision does not hold; try vae_precision='fp32'"
-                )
-            frames.append((part.float() / 2 + 0.5).clamp(0, 1).cpu())
+            frames.append(checked_frames(part, self.groups.control))
         batch.video = torch.cat(frames, dim=2)
         return batch
+
+
+def checked_frames(part: torch.Tensor, control: Group) -> torch.Tensor:
+    """Decoded frames [B, 3, T, H, W] in [-1, 1], of which the ranks of `control` have none but the first, as fp32 in
+    [0, 1] on the CPU.
+
+    Raises:
+        FloatingPointError: one is not finite, on any rank.
+    """
+    wrong = (~torch.isfinite(part)).any().int().cpu()
+    # only rank 0 has frames, and all have to stop
+    if control.all_reduce(wrong):
+        raise FloatingPointError(
+            "NaN or infinity in the decoded frames: the VAE's precision does not hold; try vae_precision='fp32'"
+        )
+    return (part.float() / 2 + 0.5).clamp(0, 1).cpu()
