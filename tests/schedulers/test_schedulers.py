@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastvideo.models.schedulers import SCHEDULERS, DiffusersScheduler, Scheduler, build_scheduler
+from fastvideo.models.schedulers.flow import RenoisingFlow, warped
 from fastvideo.utils import resolve
 from tests.tiny_repos import make_scheduler
 
@@ -132,3 +133,38 @@ def test_a_config_that_does_not_fit(config: dict[str, Any], shift: float | None,
 def test_every_class_of_the_table_can_be_built() -> None:
     for name in SCHEDULERS:
         assert build_scheduler(name, {}, 3.0).name == name
+
+
+def test_the_levels_of_self_forcing() -> None:
+    """As its authors' scheduler has them with the published config: s in steps of 1/1000 from 1, shifted by 5."""
+    config = {"num_inference_steps": 1000, "shift": 5.0, "sigma_min": 0.0, "extra_one_step": True, "training": True}
+    scheduler = build_scheduler("SelfForcingFlowMatchScheduler", config)
+    scheduler.set_timesteps(1000)
+    s = torch.linspace(1, 0, 1001)[:-1]
+    assert torch.allclose(scheduler.timesteps, 1000 * 5 * s / (1 + 4 * s), atol=1e-3)
+    # a model that predicts the velocity of a straight line is followed to its end
+    data, noise = torch.randn(2, 1, 3, generator=torch.Generator().manual_seed(0)).unbind()
+    x = noise
+    scheduler.set_timesteps(7)
+    for t in scheduler.timesteps:
+        x = scheduler.step(noise - data, t, x)
+    assert torch.allclose(x, data, atol=1e-5)
+
+
+def test_the_steps_of_self_forcing() -> None:
+    steps = warped((1000, 750, 500, 250), 5.0)
+    assert steps == pytest.approx((1000, 937.5, 2500 / 3, 625))
+    flow = RenoisingFlow(steps, 5.0)
+    assert flow.sigmas == pytest.approx([1, 0.9375, 2.5 / 3, 0.625, 0])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"reverse_sigmas": True}, "SelfForcingFlowMatchScheduler: reverse_sigmas=True: must be False"),
+        ({"shft": 5.0}, "'shft': unknown config key of SelfForcingFlowMatchScheduler; did you mean 'shift'"),
+    ],
+)
+def test_a_config_of_self_forcing_that_does_not_fit(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_scheduler("SelfForcingFlowMatchScheduler", config)

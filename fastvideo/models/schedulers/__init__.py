@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastvideo.models.schedulers.base import Scheduler
-from fastvideo.models.schedulers.flow import EulerFlow, UniPCFlow
+from fastvideo.models.schedulers.flow import EulerFlow, SelfForcingFlow, UniPCFlow
 from fastvideo.utils import nearest, require, require_known, resolve
 
 __all__ = ["SCHEDULERS", "DiffusersScheduler", "Scheduler", "build_scheduler", "check_scheduler"]
@@ -19,8 +19,8 @@ __all__ = ["SCHEDULERS", "DiffusersScheduler", "Scheduler", "build_scheduler", "
 class SchedulerEntry:
     """A scheduler class that repos name."""
 
-    reference: str
-    """That of `diffusers`, as "module:Class"."""
+    reference: str | None
+    """That of `diffusers`, as "module:Class"; None where it has none, and ours is all there is."""
     shift_key: str
     """The config key that shifts the noise schedule."""
     own: Callable[[Mapping[str, Any]], Scheduler]
@@ -65,6 +65,17 @@ SCHEDULERS: Mapping[str, SchedulerEntry] = MappingProxyType(
             },
             free=(
                 "num_train_timesteps", "shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
+            ),
+        ),
+        SelfForcingFlow.name: SchedulerEntry(
+            reference=None,
+            shift_key="shift",
+            own=SelfForcingFlow,
+            fixed={"inverse_timesteps": False, "reverse_sigmas": False},
+            # how many steps it is made with, and whether for training, says nothing about a schedule that is set later
+            free=(
+                "num_train_timesteps", "shift", "sigma_max", "sigma_min", "extra_one_step", "num_inference_steps",
+                "training",
             ),
         ),
     }
@@ -144,6 +155,10 @@ def build_scheduler(class_name: str, config: Mapping[str, Any], flow_shift: floa
     require(isinstance(shift, (int, float)) and shift > 0, entry.shift_key, shift, "must be a number above 0")
     if _same(entry, values):
         return entry.own(values)
+    if entry.reference is None:
+        require_known(values, (*entry.fixed, *entry.free), f"config key of {class_name}")
+        wrong = next(key for key, value in values.items() if entry.fixed.get(key, value) != value)
+        raise ValueError(f"scheduler {class_name}: {wrong}={values[wrong]!r}: must be {entry.fixed[wrong]!r}")
     cls = resolve(entry.reference)
     # the class itself drops unknown keys with a warning
     require_known(values, list(inspect.signature(cls.__init__).parameters), f"config key of {class_name}")

@@ -70,6 +70,27 @@ class EulerFlow(FlowScheduler):
         return latents + (following - sigma) * prediction.float()
 
 
+class SelfForcingFlow(EulerFlow):
+    """Euler's method at the noise levels of Self-Forcing (arXiv 2506.08009), which repos of such models name.
+
+    `diffusers` has no such class. Its config says where the levels begin and end before they are shifted, and whether
+    the end is one of them.
+    """
+
+    name = "SelfForcingFlowMatchScheduler"
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        FlowScheduler.__init__(self, config, config.get("shift", 3.0))
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        first, last = self.config.get("sigma_max", 1.0), self.config.get("sigma_min", 0.003 / 1.002)
+        open_end = bool(self.config.get("extra_one_step", False))
+        sigmas = shifted(np.linspace(first, last, num_inference_steps + open_end)[:num_inference_steps], self.shift)
+        self.sigmas = [*sigmas.tolist(), 0.0]
+        self.timesteps = torch.tensor(self.sigmas[:-1], dtype=torch.float32, device=device) * self.train_timesteps
+        self.index = 0
+
+
 class UniPCFlow(FlowScheduler):
     """UniPC of second order with B(h) = e^h - 1, on predictions of the data (arXiv 2302.04867).
 
@@ -153,6 +174,11 @@ class UniPCFlow(FlowScheduler):
         return -self._step(index - 1) / self._step(index) if index else 0.0
 
 
+def warped(steps: Sequence[int], shift: float) -> tuple[float, ...]:
+    """The timesteps `steps` of a schedule of 1000 without a shift, in one with it."""
+    return tuple((1000 * shifted(np.array(steps) / 1000, shift)).tolist())
+
+
 class RenoisingFlow(FlowScheduler):
     """A few fixed timesteps, at each of which the data is predicted, and then noised again for the next one (DMD2,
     arXiv 2405.14867, section 4.4). The noise level of a timestep is that of the nearest of the shifted training
@@ -160,7 +186,7 @@ class RenoisingFlow(FlowScheduler):
 
     name = "RenoisingFlow"
 
-    def __init__(self, steps: Sequence[int], shift: float) -> None:
+    def __init__(self, steps: Sequence[float], shift: float) -> None:
         super().__init__({"shift": shift}, shift)
         trained = shifted(np.arange(self.train_timesteps, 0, -1) / self.train_timesteps, self.shift).astype(np.float32)
         nearest = [np.abs(trained * self.train_timesteps - step).argmin() for step in steps]
