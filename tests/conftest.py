@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import official_repos, tiny_repos
+from tests import causal_repos, official_repos, tiny_repos
 
 # no test may depend on the network
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -72,6 +72,15 @@ def ti2v_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dmd_repo(wan_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Wan 2.1 text-to-video repo as one that was distilled to three steps. Read only."""
     return tiny_repos.make_renamed_repo(tmp_path_factory.mktemp("repos") / "dmd", wan_repo, "WanDMDPipeline")
+
+
+@pytest.fixture(scope="session")
+def causal_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny causal Wan repo, of chunks of three latent frames that see six, the first of the video among them.
+    Read only."""
+    return causal_repos.make_causal_repo(
+        tmp_path_factory.mktemp("repos") / "causal", sliding_window_num_frames=6, sink_size=1
+    )
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,12 @@ COMPONENTS: tuple[ComponentEntry, ...] = (
         arch="fastvideo.configs.models.dits.wanvideo:WanVideoArchConfig",
     ),
     ComponentEntry(
+        class_name="CausalWanTransformer3DModel",
+        model="fastvideo.models.dits.causal_wanvideo:CausalWanTransformer3DModel",
+        arch="fastvideo.configs.models.dits.causal_wanvideo:CausalWanVideoArchConfig",
+        reference="WanTransformer3DModel",
+    ),
+    ComponentEntry(
         class_name="WanVACETransformer3DModel",
         model="fastvideo.models.dits.wanvace:WanVACETransformer3DModel",
         arch="fastvideo.configs.models.dits.wanvace:WanVACEArchConfig",

@@ -193,6 +193,17 @@ MODELS: tuple[ModelEntry, ...] = (
         **_FAST,
     ),
     ModelEntry(
+        name="sfwan2.1-t2v-1.3b",
+        description="Wan 2.1 text to video chunk by chunk, in four steps each, 1.3B parameters, 480p",
+        model_ids=("FastVideo/SFWan2.1-T2V-1.3B-Diffusers", "wlsaidhi/SFWan2.1-T2V-1.3B-Diffusers"),
+        pipeline_class="WanCausalDMDPipeline",
+        pipeline=f"{_BASIC}.wan_causal_dmd_pipeline:WanCausalDMDPipeline",
+        pipeline_config=f"{_LAYOUTS}:SFWanConfig",
+        sampling="fastvideo.configs.sample.wan:SFWanSampling",
+        classes=(("transformer", "WanTransformer3DModel", "CausalWanTransformer3DModel"),),
+        streams=True,
+    ),
+    ModelEntry(
         name="lucy-edit",
         description="Lucy Edit: a video changed as a text says, 5B parameters",
         model_ids=("decart-ai/Lucy-Edit-Dev",),

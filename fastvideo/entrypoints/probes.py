@@ -150,6 +150,8 @@ PROBES: dict[str, Probe] = {
     "CLIPVisionModel": Probe(our_sight, reference_sight),
     "WanVACETransformer3DModel": Probe(our_steered, reference_steered),
     "WanTransformer3DModel": Probe(our_prediction, reference_prediction),
+    # as long as there is nothing before it, a chunk is a clip
+    "CausalWanTransformer3DModel": Probe(our_prediction, reference_prediction),
     "AutoencoderKLWan": Probe(our_autoencoding, reference_autoencoding),
 }
 """By the class in `model_index.json`; each registered class has one."""

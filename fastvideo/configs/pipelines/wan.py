@@ -8,6 +8,9 @@ from fastvideo.configs.pipelines.base import PipelineConfig
 DMD_TIMESTEPS = (1000, 757, 522)
 """That the published models which are distilled by distribution matching run at."""
 
+SELF_FORCING_TIMESTEPS = (1000, 750, 500, 250)
+"""That the published models which make a video chunk by chunk run at, of a schedule that is not shifted yet."""
+
 
 @dataclass(kw_only=True)
 class WanT2VConfig(PipelineConfig):
@@ -83,6 +86,13 @@ class FastWanConfig(WanT2VConfig):
     """FastWan models: the shift is of the noise schedule that they were distilled with."""
 
     flow_shift: float | None = 8.0
+
+
+@dataclass(kw_only=True)
+class SFWanConfig(WanT2VConfig):
+    """SFWan models: the shift is of the noise schedule that they were distilled with."""
+
+    flow_shift: float | None = 5.0
 
 
 def _transformer(name: str, folder: str = "", class_name: str = "WanTransformer3DModel") -> OfficialComponent:

@@ -159,6 +159,14 @@ class FastWan22Sampling(FastWanSampling):
 
 
 @dataclass(kw_only=True)
+class SFWanSampling(SamplingParam):
+    """SFWan2.1-T2V-1.3B."""
+
+    num_inference_steps: int = 4
+    guidance_scale: float = 1.0
+
+
+@dataclass(kw_only=True)
 class ShapesT2VSampling(SamplingParam):
     """The model in the package."""
 

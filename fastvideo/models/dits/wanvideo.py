@@ -79,12 +79,17 @@ class WanSelfAttention(nn.Module):
         self.out = RowLinear(dim, dim)
 
     def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        gate = None if self.gate is None else self.gate(x).unflatten(-1, (-1, self.head_dim))
+        return self.out(self.attention(*self.heads(x, rotary), gate).flatten(2))
+
+    def heads(
+        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values [B, L, heads, D] of the tokens `x`."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in (q, k, v))
-        q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
-        gate = None if self.gate is None else self.gate(x).unflatten(-1, (-1, self.head_dim))
-        return self.out(self.attention(q, k, v, gate).flatten(2))
+        return apply_rotary(q, *rotary), apply_rotary(k, *rotary), v
 
 
 class WanCrossAttention(nn.Module):
@@ -159,19 +164,26 @@ class WanBlock(nn.Module):
     def forward(self, x: torch.Tensor, context: WanContext) -> torch.Tensor:
         parts = context.modulate(self.modulation, context.modulation)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = parts
-        x = gated_sum(x, self.self_attn(modulated_norm(x, scale, shift, self.eps), context.rotary), gate)
+        x = gated_sum(x, self.attend(modulated_norm(x, scale, shift, self.eps), context), gate)
         x = x + self.cross_attn(self.cross_norm(x).to(x.dtype), context.text, context.text_bias, context.image)
         return gated_sum(x, self.ffn(modulated_norm(x, ffn_scale, ffn_shift, self.eps)), ffn_gate)
+
+    def attend(self, x: torch.Tensor, context: WanContext) -> torch.Tensor:
+        """Self-attention."""
+        return self.self_attn(x, context.rotary)
 
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
-def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [T * H * W, head_dim / 2] for a token grid: a third of each head for height, for width, the
-    rest for time."""
+def rotary_table(
+    grid: tuple[int, int, int], head_dim: int, device: torch.device, start: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [T * H * W, head_dim / 2] for a token grid whose first frame is number `start`: a third of each
+    head for height, for width, the rest for time."""
     spatial = 2 * (head_dim // 6)
     dims = (head_dim - 2 * spatial, spatial, spatial)
-    t, h, w = (rotary_angles(length, dim) for length, dim in zip(grid, dims, strict=True))
+    t, h, w = (rotary_angles(length, dim) for length, dim in zip((start + grid[0], *grid[1:]), dims, strict=True))
+    t = t[start:]
     angles = torch.cat(
         (
             t[:, None, None].expand(*grid, -1),
