@@ -3,13 +3,13 @@
 import logging
 import math
 import numbers
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastvideo.configs.base import require_bool
+from fastvideo.entrypoints.streaming import Turn
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
 from fastvideo.models.loader.component_loader import Blueprint
@@ -109,7 +109,7 @@ class LoraMethods(ABC):
         """None at first, for the model of `repo`."""
         self._adapters = Adapters(repo)
         # a request and the LoRAs that it ran with belong together
-        self._turn = threading.Lock()
+        self._turn = Turn()
 
     @abstractmethod
     def _running(self) -> Executor:

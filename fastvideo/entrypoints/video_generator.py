@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
 
-from fastvideo.configs.base import require_whole
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.registry import ModelEntry
 from fastvideo.configs.sample.base import MEDIA, SamplingParam
@@ -19,7 +18,8 @@ from fastvideo.entrypoints.media_inputs import digests, fitted, read_media
 from fastvideo.entrypoints.metadata import clip_metadata
 from fastvideo.entrypoints.quality import Tuned, find_tuned, in_plain_fields
 from fastvideo.entrypoints.result import GenerationResult, to_frames
-from fastvideo.entrypoints.watch import ProgressBar, interrupt_cancels
+from fastvideo.entrypoints.streaming import StreamMethods
+from fastvideo.entrypoints.watch import ProgressBar, control_of, interrupt_cancels
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
 from fastvideo.models.loader.gguf_source import with_weights
@@ -48,7 +48,7 @@ KEYWORDS = ("prompt", "sampling_param", *MEDIA, "progress", "cancel", "preview_e
 """Of `generate_video`, beside the fields of `SamplingParam`."""
 
 
-class VideoGenerator(LoraMethods):
+class VideoGenerator(LoraMethods, StreamMethods):
     """A loaded model that makes videos. Use it as a context manager, or call `shutdown` when done."""
 
     def __init__(
@@ -188,7 +188,7 @@ class VideoGenerator(LoraMethods):
         require(isinstance(prompt, str | list), "prompt", prompt, "text", "give a text, or a list of texts")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         check_prompts(prompts)
-        control = _control(progress, cancel, preview_every)
+        control = control_of(progress, cancel, preview_every)
         sampling = self._sampling(sampling_param, fields)
         if fields.get("negative_prompt") and sampling.guidance_scale <= 1:
             logger.warning("negative_prompt does nothing without guidance (guidance_scale=%g)", sampling.guidance_scale)
@@ -366,6 +366,7 @@ class VideoGenerator(LoraMethods):
 
     def shutdown(self) -> None:
         """Free the model. Doing it twice is the same as once."""
+        self._end_stream()
         executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown()
@@ -377,12 +378,3 @@ class VideoGenerator(LoraMethods):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.shutdown()
-
-
-def _control(progress: Callable[[Progress], None] | None, cancel: CancelToken | None, preview_every: int) -> Control:
-    """How a call is stopped and watched."""
-    require_whole("preview_every", preview_every, 0)
-    require(not preview_every or progress is not None, "preview_every", preview_every,
-            "nobody sees previews without progress", "give progress, or leave it 0")  # fmt: skip
-    token = CancelToken() if cancel is None else cancel
-    return Control(cancel=token, report=progress or no_report, preview_every=preview_every)

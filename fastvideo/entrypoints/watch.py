@@ -4,15 +4,26 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from tqdm import tqdm
 
-from fastvideo.pipelines.pipeline_batch_info import Cancelled, CancelToken, Progress
+from fastvideo.configs.base import require_whole
+from fastvideo.pipelines.pipeline_batch_info import Cancelled, CancelToken, Control, Progress, no_report
+from fastvideo.utils import require
 
 STOPPING = b"\nstopping at the next step (Ctrl-C again: at once)\n"
+
+
+def control_of(progress: Callable[[Progress], None] | None, cancel: CancelToken | None, preview_every: int) -> Control:
+    """How a call is stopped and watched."""
+    require_whole("preview_every", preview_every, 0)
+    require(not preview_every or progress is not None, "preview_every", preview_every,
+            "nobody sees previews without progress", "give progress, or leave it 0")  # fmt: skip
+    token = CancelToken() if cancel is None else cancel
+    return Control(cancel=token, report=progress or no_report, preview_every=preview_every)
 
 
 class ProgressBar:

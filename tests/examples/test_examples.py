@@ -142,3 +142,12 @@ def test_control_video(vace_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     run(monkeypatch, "control_video.py", vace_repo, "a fox", "poses.webp", "fox.png")
     run(monkeypatch, "control_video.py", vace_repo, "a fox", "poses.webp", "", "mask.png")
     assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == ["(32, 32, 5)"] * 2
+
+
+def test_stream(
+    causal_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run(monkeypatch, "stream.py", causal_repo, "a red kite", 33, "32x16")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" after ")[0] for line in lines] == ["9 frames", "21 frames", "33 frames"]
+    assert [path.name for path in sorted((tmp_path / "frames").iterdir())] == [f"{n:05d}.png" for n in range(33)]
