@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fastvideo import VideoGenerator
+from fastvideo.entrypoints.cli.main import main
 from fastvideo.entrypoints.streaming import VideoChunk
 from fastvideo.entrypoints.verify import Clip, verify
 from fastvideo.pipelines.pipeline_batch_info import Cancelled, CancelToken, Progress
@@ -130,6 +131,7 @@ def test_a_model_that_is_not_causal_refuses(wan_repo: Path) -> None:
     ("options", "message"),
     [
         ({"num_gpus": 2}, "num_gpus=2: does not go with streams=True: .*; use num_gpus=1"),
+        ({"memory": "auto"}, "makes its video chunk by chunk, which cannot be planned yet; .* leave memory out"),
         ({"enable_torch_compile": True}, "enable_torch_compile=True: does not go with streams=True"),
         ({"attention_backend": "VMOBA_ATTN"}, "VMOBA_ATTN': attends among the tokens of a video only"),
     ],
@@ -154,6 +156,15 @@ def test_weights_on_disk(causal_repo: Path, generator: VideoGenerator) -> None:
     for more in ({}, {"dit_layerwise_offload": True}):
         with VideoGenerator.from_pretrained(causal_repo, **options, **more) as other:
             assert np.array_equal(frames_of(other, num_frames=21), expected)
+
+
+def test_it_is_not_planned(causal_repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, message in (
+        (["--num-gpus", "2"], "num_gpus=2: does not go with streams=True"),
+        (["--ram", "8"], "makes its video chunk by chunk, which cannot be planned yet"),
+    ):
+        assert main(["plan", str(causal_repo), *options]) != 0
+        assert message in capsys.readouterr().err
 
 
 def test_verify_compares_a_chunk(causal_repo: Path) -> None:

@@ -35,6 +35,7 @@ def run(options: Namespace) -> int:
     asked["use_fsdp_inference"] = options.fsdp
     args = FastVideoArgs.from_kwargs(options.model, num_gpus=count, precision=options.precision, **asked)
     repo = resolve_repo(args.model)
+    args.check_combinations(None, repo.entry.streams)
     config = args.resolved_pipeline_config(resolve(repo.entry.pipeline_config)())
     plans = blueprints_of(repo)
     numbers = numbers_of(plans, repo.entry, config, args)

@@ -72,6 +72,8 @@ class DryPipeline:
         Raises:
             ValueError: the model has stages that cannot be run so.
         """
+        rule = "makes its video chunk by chunk, which cannot be planned yet"
+        require(not repo.entry.streams, "model", repo.model, rule, "plan another model, or leave memory out")
         self.zeros = zeros
         components: dict[str, Any] = {}
         for source in repo.components.values():
