@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from tests import tiny_repos
-from tests.pipelines import wan_pairs
+from tests import causal_repos, tiny_repos
+from tests.pipelines import causal_published, wan_pairs
 from tests.pipelines.wan_pairs import CAT, film, picture
 
 Request = tuple[dict[str, Any], dict[str, Any]]
@@ -32,6 +32,8 @@ class Case:
     """Of `diffusers`, where the index names another one."""
     published: Callable[[Any, dict[str, Any]], torch.Tensor] | None = None
     """The published algorithm, of the reference's models and the fields of a request, where `diffusers` has none."""
+    load: Callable[[Path], Any] | None = None
+    """Loads the reference's models, where no pipeline of `diffusers` can."""
     without: tuple[str, ...] = field(default=())
     """Sampling fields that the reference takes from elsewhere."""
 
@@ -40,7 +42,7 @@ def pixel_error(case: Case, repo: Path, request: Request) -> float:
     """The largest difference of any pixel."""
     media, fields = request[0], wan_pairs.request(**request[1])
     mine = wan_pairs.ours(_ours(repo), [CAT], ["blurry low"], media, **fields)
-    reference = _theirs(repo, case.reference_class)
+    reference = _theirs(repo, case.reference_class) if case.load is None else case.load(repo)
     if case.published is not None:
         expected = case.published(reference, fields)
     else:
@@ -88,6 +90,10 @@ def distilled(reference: Any, fields: dict[str, Any], prompts: Sequence[str] = (
         )
         video: torch.Tensor = vae.decode(data * std + mean, return_dict=False)[0]
     return (video / 2 + 0.5).clamp(0, 1)
+
+
+def _causal(path: Path) -> Path:
+    return causal_repos.make_causal_repo(path, sliding_window_num_frames=6, sink_size=1)
 
 
 def _dmd(path: Path) -> Path:
@@ -177,6 +183,14 @@ CASES: tuple[Case, ...] = (
         name="dmd", family="Wan 2.1", title="three steps (DMD)", make=_dmd,
         requests=tuple(({}, {**fields, **THREE_STEPS}) for fields in ({}, TALL, WIDE)),
         against="the published algorithm", published=distilled, reference_class="WanPipeline",
+    ),
+    Case(
+        name="causal", family="Wan 2.1", title="chunk by chunk (Self-Forcing)", make=_causal,
+        requests=tuple(
+            ({}, {**fields, "num_frames": frames, "num_inference_steps": 4, "guidance_scale": 1.0})
+            for fields, frames in (({}, 9), (TALL, 21), (WIDE, 45))
+        ),
+        against="the published algorithm", published=causal_published.published, load=causal_published.load_models,
     ),
 )  # fmt: skip
 """In the order of the table."""

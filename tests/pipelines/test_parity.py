@@ -20,5 +20,5 @@ def test_one_request_of_each_pipeline(case: Case, tmp_path: Path) -> None:
 def test_every_pipeline_is_in_the_table() -> None:
     rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| Wan ")]
     assert [row[1] for row in rows] == [case.title for case in CASES]
-    compared = {case.reference_class or case.against for case in CASES} | {"WanDMDPipeline"}
+    compared = {case.reference_class or case.against for case in CASES} | {"WanDMDPipeline", "WanCausalDMDPipeline"}
     assert {entry.pipeline_class for entry in MODELS} <= compared

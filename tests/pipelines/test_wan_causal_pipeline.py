@@ -5,55 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 
 from fastvideo.configs.sample.wan import SFWanSampling
 from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
 from fastvideo.pipelines.pipeline_batch_info import Cancelled, Control, ForwardBatch, Progress
 from tests import causal_repos
-from tests.models.block_causal import mask, predict
+from tests.pipelines.causal_published import load_models, published
 from tests.pipelines.wan_pairs import CAT, LEVEL, difference, load, ours, picture, request
-
-STEPS = torch.tensor([1000.0, 937.5, 2500 / 3, 625.0])
-"""1000, 750, 500 and 250 in a schedule with a shift of 5: s -> 5 s / (1 + 4 s)."""
-
-
-def published(repo: Path, prompts: list[str], window: int, sink: int, **fields: Any) -> torch.Tensor:
-    """The videos [B, 3, T, H, W] in [0, 1] by `diffusers`' models: for each step of each chunk a pass over all frames
-    so far, those before the chunk clean and at timestep 0, under the mask of what each chunk sees."""
-    transformer = WanTransformer3DModel.from_pretrained(repo, subfolder="transformer").eval()
-    vae: Any = AutoencoderKLWan.from_pretrained(repo, subfolder="vae").eval()
-    from transformers import AutoTokenizer, UMT5EncoderModel
-
-    texts = WanPipeline(
-        tokenizer=AutoTokenizer.from_pretrained(repo / "tokenizer"),
-        text_encoder=UMT5EncoderModel.from_pretrained(repo / "text_encoder").eval(),
-        transformer=None, vae=None, scheduler=None,
-    )  # fmt: skip
-    frames, height, width = (fields["num_frames"] - 1) // 4 + 1, fields["height"] // 8, fields["width"] // 8
-    tokens = height // 2 * (width // 2)
-    generator = torch.Generator("cpu").manual_seed(fields["seed"])
-    done = torch.zeros(len(prompts), 16, 0, height, width)
-    with torch.no_grad():
-        text = texts.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=512)[0]
-        for start in range(0, frames, 3):
-            noise = torch.randn(len(prompts), 16, 3, height, width, generator=generator)
-            chunk = noise
-            for number, time in enumerate(STEPS):
-                times = torch.cat((torch.zeros(start), time.expand(3)))
-                seen = mask(start + 3, 3, window, sink, tokens)
-                velocity = predict(transformer, torch.cat((done, chunk), dim=2), times, text, seen)[:, :, start:]
-                data = chunk - time / 1000 * velocity
-                if number < len(STEPS) - 1:
-                    level = STEPS[number + 1] / 1000
-                    noise = torch.randn(data.shape, generator=generator)
-                    chunk = (1 - level) * data + level * noise
-            done = torch.cat((done, data), dim=2)
-        mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        video: torch.Tensor = vae.decode(done * std + mean, return_dict=False)[0]
-    return (video / 2 + 0.5).clamp(0, 1)
 
 
 def small(**fields: Any) -> dict[str, Any]:
@@ -73,7 +31,7 @@ def pipeline(causal_repo: Path) -> ComposedPipelineBase:
     ids=["one-chunk", "rolling", "two-chunks"],
 )
 def test_one_prompt(pipeline: ComposedPipelineBase, causal_repo: Path, fields: dict[str, Any]) -> None:
-    expected = published(causal_repo, [CAT], 6, 1, **small(**fields))
+    expected = published(load_models(causal_repo), small(**fields))
     assert difference(ours(pipeline, [CAT], [""], {}, **small(**fields)), expected) < LEVEL
 
 
@@ -81,7 +39,7 @@ def test_two_prompts_and_the_published_window(tmp_path: Path) -> None:
     # the class of the other transformer in the index means the same model, as its weights do
     repo = causal_repos.make_causal_repo(tmp_path / "repo", seed=2, index_class="WanTransformer3DModel")
     prompts, fields = [CAT, "a blue star"], small(num_frames=33)
-    expected = published(repo, prompts, 21, 0, **fields)
+    expected = published(load_models(repo), fields, prompts)
     assert difference(ours(load(repo), prompts, ["", ""], {}, **fields), expected) < LEVEL
 
 
