@@ -133,7 +133,9 @@ CONFLICTS: tuple[Conflict, ...] = (
             option="memory", other=name, reason="it plans with weights that are not quantized",
             fix="leave it None, or choose no quantization",
         )
-        for name in ("quantization", "text_encoder_quantization")
+        for name in (
+            "quantization", "text_encoder_quantization", "transformer_path", "transformer_2_path", "text_encoder_path",
+        )
     ),
     *(
         Conflict(
