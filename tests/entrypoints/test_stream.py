@@ -1,5 +1,6 @@
 """`VideoGenerator.stream`: the frames of a video while it is made."""
 
+import gc
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fastvideo import VideoGenerator
 from fastvideo.entrypoints.cli.main import main
 from fastvideo.entrypoints.streaming import VideoChunk
 from fastvideo.entrypoints.verify import Clip, verify
 from fastvideo.pipelines.pipeline_batch_info import Cancelled, CancelToken, Progress
+from tests import loras
 
 KITE = "a red kite"
 SMALL: dict[str, Any] = {"height": 32, "width": 48, "num_frames": 33}
@@ -156,6 +159,31 @@ def test_weights_on_disk(causal_repo: Path, generator: VideoGenerator) -> None:
     for more in ({}, {"dit_layerwise_offload": True}):
         with VideoGenerator.from_pretrained(causal_repo, **options, **more) as other:
             assert np.array_equal(frames_of(other, num_frames=21), expected)
+
+
+def test_what_is_held_does_not_grow(generator: VideoGenerator) -> None:
+    def held() -> int:
+        gc.collect()
+        found = {item.untyped_storage().data_ptr(): item.untyped_storage().nbytes()
+                 for item in gc.get_objects() if issubclass(type(item), torch.Tensor)}  # fmt: skip
+        return sum(found.values())
+
+    sizes = []
+    # rotary tables of the last eight chunks are kept
+    for chunk in generator.stream(KITE, height=16, width=16, num_frames=12 * 16 - 3):
+        if chunk.index in (10, 14):
+            sizes.append(held())
+    assert sizes[0] == sizes[1] > 0
+
+
+def test_with_a_lora(generator: VideoGenerator, tmp_path: Path) -> None:
+    plain = frames_of(generator, num_frames=21)
+    path = loras.write(tmp_path / "style.safetensors", loras.comfy(loras.make_pairs(1)))
+    assert not generator.set_lora_adapter("style", str(path), strength=4.0).not_applied
+    changed = np.concatenate([chunk.frames for chunk in generator.stream(KITE, **{**SMALL, "num_frames": 21})])
+    generator.set_lora_adapter("style", strength=0.0)
+    assert not np.array_equal(changed, plain)
+    assert np.array_equal(frames_of(generator, num_frames=21), plain)
 
 
 def test_it_is_not_planned(causal_repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
