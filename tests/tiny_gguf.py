@@ -12,7 +12,7 @@ from fastvideo.models.loader.checkpoint import stream_tensors
 from fastvideo.models.loader.component_loader import arch_of
 from fastvideo.models.loader.repo import resolve_repo
 from fastvideo.models.loader.weights import checkpoint_state, module_state
-from tests import tiny_repos
+from tests import official_repos, tiny_repos
 
 SIZES = {"num_attention_heads": 4, "attention_head_dim": 64, "num_layers": 2, "ffn_dim": 512, "text_dim": 256}
 ENCODER_SIZES = {"d_model": 256, "d_kv": 64, "d_ff": 256, "num_layers": 2, "num_heads": 4}
@@ -26,7 +26,7 @@ def make_repo(path: Path) -> Path:
 
 def make_official_repo(path: Path) -> Path:
     """The same weights in the authors' own layout."""
-    return tiny_repos.make_official_repo(path, transformer=SIZES, text_encoder=ENCODER_SIZES)
+    return official_repos.make_official_repo(path, transformer=SIZES, text_encoder=ENCODER_SIZES)
 
 
 def state_of(repo: Path, component: str) -> tuple[dict[str, torch.Tensor], ArchConfig]:
