@@ -1,12 +1,6 @@
 """The command line, as a user has it: what it says, where the files are, and its exit codes."""
 
 import json
-import os
-import resource
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +12,8 @@ from fastvideo.entrypoints import media
 from fastvideo.entrypoints.cli.generate import job_of
 from fastvideo.entrypoints.cli.main import main
 from fastvideo.entrypoints.cli.parser import parse
+from tests.entrypoints.processes import SMALL, start
 
-ROOT = Path(__file__).parents[2]
-SMALL = ("--size", "48x32", "--frames", "5", "--steps", "2")
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -34,13 +27,6 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return code, out, err.splitlines()[-1] if err else ""
 
     return run
-
-
-@pytest.fixture
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A new working folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def request_of(*argv: str) -> Any:
@@ -336,64 +322,6 @@ class TestReports:
         code, out, _ = run("verify", "x")
         assert code == 1
         assert out.splitlines()[-1].split() == ["transformer", "fp32", "-", "1.00e-05", "FAIL", "too", "large"]
-
-
-def start(*argv: str, **options: Any) -> subprocess.Popen[str]:
-    """The command line as a process group of its own."""
-    command = [sys.executable, "-m", "fastvideo.entrypoints.cli", *argv]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=env, start_new_session=True, **pipes, **options)
-
-
-class TestProcess:
-    def test_ctrl_c_stops_at_the_next_step_and_leaves_nothing(self, in_folder: Path, wan_repo: Path) -> None:
-        process = start("generate", "x", "--model", str(wan_repo), "-o", "a.mp4", *SMALL[:4], "--steps", "900")
-        assert process.stderr is not None
-        while "loaded on" not in process.stderr.readline():
-            assert process.poll() is None
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        assert (process.returncode, out) == (130, "")
-        assert err.splitlines()[-1] == "fastvideo: stopped"
-        assert "Traceback" not in err
-        assert list(in_folder.iterdir()) == []
-        with pytest.raises(ProcessLookupError):
-            os.killpg(process.pid, 0)
-
-    def test_ctrl_c_while_it_starts(self, in_folder: Path, wan_repo: Path) -> None:
-        process = start("generate", "x", "--model", str(wan_repo), "-o", "a.mp4", *SMALL)
-        maps = Path(f"/proc/{process.pid}/maps")
-        while maps.exists() and "libtorch" not in maps.read_text():  # it imports what takes seconds
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert "Traceback" not in err
-        assert list(in_folder.iterdir()) == []
-
-    def test_help_is_quick_and_says_all(self) -> None:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        out, _ = start("generate", "--help").communicate(timeout=60)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert "request.sampling: height, width, num_frames" in " ".join(out.split())
-        # processor time, as a busy machine must not fail the test; it is the half on an idle one
-        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.8
-
-    def test_a_reader_that_leaves(self) -> None:
-        process = start("models")
-        assert process.stdout is not None
-        process.stdout.close()
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
-        process.wait(timeout=60)
-
-    def test_the_shipped_model_is_named_when_none_is_given(self, in_folder: Path) -> None:
-        process = start("generate", "x", "-o", "a.avi")
-        _, err = process.communicate(timeout=60)
-        assert err.startswith("INFO no --model: using shapes-t2v, the model in the package\n")
-        assert process.returncode == 1
 
 
 def test_metadata_is_plain_json(run: Run, in_folder: Path, wan_repo: Path) -> None:
