@@ -30,6 +30,7 @@ def predict_on_rank(path: Path, layout: Layout) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("layout", [Layout(ulysses=2), Layout(ring=2), Layout(cfg=2)], ids=str)
+@pytest.mark.distributed
 def test_over_ranks(two: Processes, tmp_path: Path, layout: Layout) -> None:
     state, _ = tiny_gguf.state_of(SHIPPED_MODEL, "transformer")
     tiny_gguf.write_gguf(tmp_path / "wan.gguf", state, tiny_gguf.mixed("Q8_0", "Q4_0"))

@@ -95,6 +95,7 @@ def check(processes: Processes, repo: Path, layout: Layout, folder: Path, dim: i
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.distributed
 def test_two_processes(two: Processes, repos: dict[str, Path], tmp_path: Path, name: str) -> None:
     model, layout = LAYOUTS[name]
     check(two, repos[model], layout, tmp_path, DIMS[model])

@@ -19,6 +19,7 @@ def velocity_on_rank(layout: Layout, method: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("layout", [Layout(ulysses=2), Layout(ring=2), Layout(cfg=2), Layout(tp=2)], ids=str)
 @pytest.mark.parametrize("method", BOUNDS)
+@pytest.mark.distributed
 def test_over_ranks(two: Processes, layout: Layout, method: str) -> None:
     # a slice of the columns has scales of its own, and rounded inputs turn a last bit into a step: no further from the
     # exact result, but not on the same side of it

@@ -69,6 +69,7 @@ def predict_on_rank(folder: Path, name: str, layout: Layout) -> list[torch.Tenso
 
 @pytest.mark.parametrize("layout", [Layout(ulysses=2), Layout(tp=2)], ids=str)
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.distributed
 def test_heads_are_shared(two: Processes, repo: Path, name: str, layout: Layout) -> None:
     expected = predict(repo, name, ONE_RANK)
     for predictions in two.run(predict_on_rank, repo, name, layout):

@@ -78,6 +78,7 @@ def check(processes: Processes, repo: Path, layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.distributed
 def test_two(two: Processes, even_repo: Path, name: str) -> None:
     check(two, even_repo, LAYOUTS[name])
 

@@ -51,6 +51,7 @@ def on_rank(repo: Path, layout: Layout, media: dict[str, Any]) -> torch.Tensor:
 
 @pytest.mark.parametrize("layout", [Layout(ring=2), Layout(cfg=2, vae=True)], ids=str)
 @pytest.mark.parametrize("kind", MEDIA)
+@pytest.mark.distributed
 def test_on_two(two: Processes, request: pytest.FixtureRequest, kind: str, layout: Layout) -> None:
     repo: Path = request.getfixturevalue(f"{kind}_repo")
     expected = generate(repo, ONE_RANK, MEDIA[kind])

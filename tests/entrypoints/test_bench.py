@@ -144,6 +144,7 @@ def test_compiled(in_this_process: None, tmp_path: Path) -> None:
         assert result["compile_seconds"][COMPILED] > 10 * result["median"][COMPILED]
 
 
+@pytest.mark.slow
 def test_a_worker_is_a_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = (*FLAGS, "--threads", "1", "--profile", str(tmp_path))
     assert main(["bench", "text-encoder-512", *flags]) == 0

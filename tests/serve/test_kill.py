@@ -13,7 +13,7 @@ import pytest
 from fastvideo.entrypoints.media import read_frames, read_metadata
 from tests.serve.stand_in import PATIENCE, wait_until
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="signals")]
 ROOT = Path(__file__).parents[2]
 SMALL = {"num_frames": 5, "num_inference_steps": 2, "size": "96x96", "guidance_scale": 1.0}
 

@@ -17,12 +17,15 @@ from tests.serve.stand_in import Running, running, wait_until
 from tests.serve.test_jobs import post, state_of
 
 CHROMIUM = Path("/usr/bin/chromium")
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM.exists()
-    or importlib.util.find_spec("playwright") is None
-    or importlib.util.find_spec("gradio") is None,
-    reason="needs Chromium, Playwright and Gradio",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not CHROMIUM.exists()
+        or importlib.util.find_spec("playwright") is None
+        or importlib.util.find_spec("gradio") is None,
+        reason="needs Chromium, Playwright and Gradio",
+    ),
+]
 WIDE = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 TIMEOUT_MS = 60_000
