@@ -161,22 +161,26 @@ def test_weights_on_disk(causal_repo: Path, generator: VideoGenerator) -> None:
             assert np.array_equal(frames_of(other, num_frames=21), expected)
 
 
-def test_what_is_held_does_not_grow(generator: VideoGenerator) -> None:
-    # those of other tests may be of kinds that have no storage
-    others = {id(item) for item in gc.get_objects() if issubclass(type(item), torch.Tensor)}
+def storage_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """Where its numbers are, and in how many bytes; those of other tests may be of a kind that has none."""
+    try:
+        storage = tensor.untyped_storage()
+        return storage.data_ptr(), storage.nbytes()
+    except (NotImplementedError, RuntimeError):
+        return 0, 0
 
+
+def test_what_is_held_does_not_grow(generator: VideoGenerator) -> None:
     def held() -> int:
         gc.collect()
-        found = {item.untyped_storage().data_ptr(): item.untyped_storage().nbytes() for item in gc.get_objects()
-                 if issubclass(type(item), torch.Tensor) and id(item) not in others}  # fmt: skip
-        return sum(found.values())
+        return sum(dict(storage_of(item) for item in gc.get_objects() if issubclass(type(item), torch.Tensor)).values())
 
     sizes = []
     # rotary tables of the last eight chunks are kept
     for chunk in generator.stream(KITE, height=16, width=16, num_frames=12 * 16 - 3):
         if chunk.index in (10, 14):
             sizes.append(held())
-    assert sizes[0] == sizes[1] > 0
+    assert 0 < sizes[1] <= sizes[0]  # what other tests left may go meanwhile
 
 
 def test_with_a_lora(generator: VideoGenerator, tmp_path: Path) -> None:
