@@ -12,9 +12,10 @@ from fastvideo.layers.residence import OnDevice
 from fastvideo.models.encoders.base import TextEmbeddings
 from fastvideo.pipelines.pipeline_batch_info import Cancelled, Control, Progress
 from fastvideo.pipelines.stages.decoding import DecodingStage
-from fastvideo.pipelines.stages.denoising import DenoisingStage, Guidance
+from fastvideo.pipelines.stages.denoising import DenoisingStage
 from fastvideo.pipelines.stages.input_validation import InputValidationStage
 from fastvideo.pipelines.stages.latent_preparation import LatentPreparationStage
+from fastvideo.pipelines.stages.prediction import Guidance
 from fastvideo.pipelines.stages.text_encoding import TextEncodingStage, select_rows
 from fastvideo.pipelines.stages.timestep_preparation import TimestepPreparationStage
 from tests.pipelines.stand_ins import ARGS, CountDown, WordEncoder, make_batch

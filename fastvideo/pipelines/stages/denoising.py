@@ -14,7 +14,6 @@ from fastvideo.models.schedulers import Scheduler
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch, Picture, written
 from fastvideo.pipelines.stages.base import PipelineStage
 from fastvideo.pipelines.stages.prediction import At, Guide, Predictor, same_guidance
-from fastvideo.pipelines.stages.prediction import Guidance as Guidance
 
 Pick = Callable[[torch.Tensor], BaseDiT[Any]]
 """The model for a timestep (a scalar tensor on the scheduler's scale)."""

@@ -25,7 +25,7 @@ from fastvideo.pipelines.stages import (
     TextEncodingStage,
     TimestepPreparationStage,
 )
-from fastvideo.pipelines.stages.denoising import Guidance
+from fastvideo.pipelines.stages.prediction import Guidance
 from fastvideo.utils import require
 
 
