@@ -105,21 +105,25 @@ def judge_two(frames: Tensor) -> tuple[Verdict, Verdict]:
 
 
 def accuracy(verdicts: Sequence[Verdict | tuple[Verdict, ...]], scenes: Sequence[Scene]) -> dict[str, float]:
-    """The share of right answers (0..1) for each attribute, and for "all" four of them together.
+    """The share of right answers (0..1) for each attribute, for "all" four of them together, and of clips whose
+    every object is all right ("whole").
 
     A scene with two objects takes a tuple of verdicts, in the order that fits best; each of its objects
     counts as one answer. A spinning circle looks like a still one, so for circles either is right.
     """
     if len(verdicts) != len(scenes) or not scenes:
         raise ValueError(f"verdicts={len(verdicts)}: must be one a scene, {len(scenes)}, and not 0; judge every clip")
-    rows = []
+    rows: list[list[bool]] = []
+    whole = []
     for verdict, scene in zip(verdicts, scenes, strict=True):
         given = (verdict,) if isinstance(verdict, Verdict) else verdict
         orders = permutations(given, len(scene.objects))
-        rows += max((_marks(order, scene) for order in orders), key=lambda marks: sum(map(sum, marks)))
+        best = max((_marks(order, scene) for order in orders), key=lambda marks: sum(map(sum, marks)))
+        whole.append(all(map(all, best)))
+        rows += best
     marks = np.array(rows, dtype=bool).reshape(-1, len(ATTRIBUTES))
     shares = {name: float(marks[:, column].mean()) for column, name in enumerate(ATTRIBUTES)}
-    return shares | {"all": float(marks.all(axis=1).mean())}
+    return shares | {"all": float(marks.all(axis=1).mean()), "whole": float(np.mean(whole))}
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -135,20 +139,23 @@ def psnr(a: Tensor, b: Tensor) -> float:
 Prompt = tuple[Scene, str]
 
 
-def held_out_prompts(n: int = 200, seed: int = 0) -> list[Prompt]:
-    """`n` scenes with captions whose combinations were never trained on, all different up to 200."""
-    return _prompts(world.held_out_combos(), n, seed)
+def held_out_prompts(n: int = 200, seed: int = 0, objects: int = 1) -> list[Prompt]:
+    """`n` scenes with captions whose combinations were never trained on, all different up to 200.
+
+    Of two objects it is the first whose combination training never shows; no pair is one of training's.
+    """
+    return _prompts(world.held_out_combos(), n, seed, objects)
 
 
-def training_prompts(n: int = 200, seed: int = 0) -> list[Prompt]:
+def training_prompts(n: int = 200, seed: int = 0, objects: int = 1) -> list[Prompt]:
     """`n` scenes with captions of combinations that training does show."""
-    return _prompts(world.training_combos(), n, seed)
+    return _prompts(world.training_combos(), n, seed, objects)
 
 
-def _prompts(combos: tuple[Combo, ...], n: int, seed: int) -> list[Prompt]:
+def _prompts(combos: tuple[Combo, ...], n: int, seed: int, objects: int) -> list[Prompt]:
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(combos))
-    scenes = [world.sample_scene(rng, combos[order[index % len(combos)]]) for index in range(n)]
+    scenes = [world.sample_scene(rng, combos[order[index % len(combos)]], objects) for index in range(n)]
     return [(scene, caption(scene, rng)) for scene in scenes]
 
 

@@ -22,7 +22,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def export(work: Path, output: Path, vae: AutoencoderKLWan, encoder: UMT5EncoderModel) -> None:
     """Write the repo to `output`, which must not hold anything else worth keeping."""
     dit = WanTransformer3DModel(train_dit.ARCH)
-    dit.load_state_dict(torch.load(work / "dit" / "last.pt", weights_only=True)["ema"])
+    dit.load_state_dict(torch.load(train_dit.checkpoint(work, train_dit.FULL), weights_only=True)["ema"])
     shutil.rmtree(output, ignore_errors=True)
     save_component(dit, dit.arch.param_names_mapping, output / "transformer", WEIGHTS, DTYPE)
     save_config(dit.arch, output / "transformer", "WanTransformer3DModel")

@@ -18,6 +18,7 @@ from recipes.shapes.train_vae import ClipShape, as_video, clip_of
 from recipes.shapes.world import Object, Scene, sample_scene
 
 SHARD_CLIPS = 128
+ENCODED_AT_ONCE = 4
 
 
 def scene_from_dict(raw: dict[str, Any]) -> Scene:
@@ -25,21 +26,21 @@ def scene_from_dict(raw: dict[str, Any]) -> Scene:
     return Scene(raw["background"], tuple(Object(**item) for item in raw["objects"]))
 
 
-def shard_path(folder: Path, shape: ClipShape, index: int) -> Path:
-    return folder / f"{shape.frames}x{shape.size}-{index:04d}.pt"
+def shard_path(folder: Path, shape: ClipShape, objects: int, index: int) -> Path:
+    return folder / f"{shape.frames}x{shape.size}-{objects}-{index:04d}.pt"
 
 
 @torch.no_grad()
-def build_shard(vae: AutoencoderKLWan, folder: Path, shape: ClipShape, index: int, objects: int = 1) -> None:
-    """Write shard `index` of `shape` unless it is there."""
-    path = shard_path(folder, shape, index)
+def build_shard(vae: AutoencoderKLWan, folder: Path, shape: ClipShape, objects: int, index: int) -> None:
+    """Write shard `index` of clips of `shape` with one or two `objects`, unless it is there."""
+    path = shard_path(folder, shape, objects, index)
     if path.exists():
         return
-    rng = np.random.default_rng((shape.frames, shape.size, index))
+    rng = np.random.default_rng((shape.frames, shape.size, index, objects - 1))
     scenes = [sample_scene(rng, objects=objects) for _ in range(SHARD_CLIPS)]
     latents = []
-    for start in range(0, SHARD_CLIPS, shape.batch):
-        video = as_video([clip_of(scene, shape, rng) for scene in scenes[start : start + shape.batch]])
+    for start in range(0, SHARD_CLIPS, ENCODED_AT_ONCE):
+        video = as_video([clip_of(scene, shape, rng) for scene in scenes[start : start + ENCODED_AT_ONCE]])
         with autocast(vae):
             latents.append(vae.encode(video.to(device_of(vae))).half().cpu())
     state = {"latents": torch.cat(latents), "scenes": [dataclasses.asdict(scene) for scene in scenes]}
@@ -49,17 +50,17 @@ def build_shard(vae: AutoencoderKLWan, folder: Path, shape: ClipShape, index: in
 
 
 class LatentCache:
-    """The shards of one clip shape that are there; call `refresh` to see new ones."""
+    """The shards of one clip shape and number of objects that are there; call `refresh` to see new ones."""
 
-    def __init__(self, folder: Path, shape: ClipShape) -> None:
-        self.folder, self.shape = folder, shape
+    def __init__(self, folder: Path, shape: ClipShape, objects: int) -> None:
+        self.folder, self.shape, self.objects = folder, shape, objects
         self.latents: list[torch.Tensor] = []
         self.scenes: list[list[dict[str, Any]]] = []
         self.refresh()
 
     def refresh(self) -> None:
         """Load shards, in order, that were added since."""
-        while (path := shard_path(self.folder, self.shape, len(self.latents))).exists():
+        while (path := shard_path(self.folder, self.shape, self.objects, len(self.latents))).exists():
             state = torch.load(path, weights_only=True)
             self.latents.append(state["latents"])
             self.scenes.append(state["scenes"])

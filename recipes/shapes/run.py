@@ -22,10 +22,6 @@ from recipes.shapes.train_vae import ClipShape, batch_of_clips
 
 logger = init_logger("fastvideo.recipes.shapes")
 
-SHARDS = {1: 48, 9: 18, 17: 22, 33: 3, 49: 2}
-"""Shards of 128 clips of each length."""
-
-
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint, on the CPU wherever it was written."""
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -66,25 +62,26 @@ def load_text_encoder(work: Path) -> train_text.UMT5EncoderModel:
     return reader.encoder.eval()
 
 
-def build_latents(vae: AutoencoderKLWan, folder: Path, part: int = 0, parts: int = 1) -> None:
-    """Encode this part's shards of every clip length, a bit of each length at a time."""
+def build_latents(vae: AutoencoderKLWan, folder: Path, setup: train_dit.Setup, part: int = 0, parts: int = 1) -> None:
+    """Encode this part's shards of every kind of clip in `setup`, a bit of each kind at a time."""
     folder.mkdir(parents=True, exist_ok=True)
+    train_vae.channels_last(vae)
     jobs = [
-        (index / SHARDS[i.shape.frames], i.shape, index)
-        for i in train_dit.SETUP_96.ingredients
-        for index in range(SHARDS[i.shape.frames])
+        (index / ingredient.shards, ingredient.shape, ingredient.objects, index)
+        for ingredient in setup.ingredients
+        for index in range(ingredient.shards)
     ]
-    for number, (_, shape, index) in enumerate(sorted(jobs, key=lambda job: job[0])):
+    for number, (_, shape, objects, index) in enumerate(sorted(jobs, key=lambda job: job[0])):
         if number % parts == part:
-            build_shard(vae, folder, shape, index)
+            build_shard(vae, folder, shape, objects, index)
 
 
 def plot(work: Path) -> None:
     """Draw the curves of the VAE's stages and of the transformer as PNGs in the work folder."""
     vae = {name: work / "vae" / name / "log.jsonl" for name in ("images", "clips", "decoder")}
     plot_logs(vae, work / "vae.png", ("psnr", "heldout_psnr", "kl"))
-    logs = {"transformer": work / "dit" / "log.jsonl"}
-    plot_logs(logs, work / "dit.png", ("loss_9", "loss_17", "colour", "shape", "motion"))
+    logs = {setup.name: work / "dit" / setup.name / "log.jsonl" for setup in train_dit.SETUPS}
+    plot_logs(logs, work / "dit.png", ("loss_25_1", "loss_25_2", "colour", "shape", "motion", "whole_2"))
 
 
 def main() -> None:
@@ -95,9 +92,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full number of steps")
     parser.add_argument("--part", default="0/1", help="latents: this process's share, as number/count")
-    parser.add_argument("--init", type=Path, help="dit: a transformer checkpoint to start from")
+    parser.add_argument("--setup", choices=("small", "full", "all"), default="all", help="latents, dit: which clips")
     parser.add_argument("--no-compile", action="store_true", help="dit: run eagerly")
     options = parser.parse_args()
+    setups = [setup for setup in train_dit.SETUPS if options.setup in ("all", setup.name)]
     work, stages = options.work, ("vae", "text", "latents", "dit", "decoder", "export", "plot")
     for stage in stages if options.stage == "all" else (options.stage,):
         if stage == "vae":
@@ -109,12 +107,14 @@ def main() -> None:
             train_text.train(work / "text", int(2500 * options.scale), options.device)
         elif stage == "latents":
             part, parts = (int(number) for number in options.part.split("/"))
-            build_latents(load_vae(work).to(options.device), work / "latents", part, parts)
+            for setup in setups:
+                build_latents(load_vae(work).to(options.device), work / "latents", setup, part, parts)
         elif stage == "dit":
-            setup = dataclasses.replace(train_dit.SETUP_96, steps=int(train_dit.SETUP_96.steps * options.scale))
             vae = load_vae(work, decoder=True).to(options.device)
             encoder = load_text_encoder(work).to(options.device)
-            train_dit.train(work / "dit", setup, vae, encoder, work / "latents", options.init, not options.no_compile)
+            for setup in setups:
+                scaled = dataclasses.replace(setup, steps=int(setup.steps * options.scale))
+                train_dit.train(work, scaled, vae, encoder, not options.no_compile)
         elif stage == "plot":
             plot(work)
         else:

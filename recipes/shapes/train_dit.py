@@ -18,7 +18,7 @@ from fastvideo.training.flow_matching import flow_matching_loss, sample_euler, s
 from fastvideo.training.optimizer import MuonAdamW
 from fastvideo.training.trainer import Metrics, StepInfo, Trainer, TrainerConfig, autocast, device_of
 from recipes.shapes.captions import caption
-from recipes.shapes.evaluate import accuracy, held_out_prompts, judge
+from recipes.shapes.evaluate import accuracy, held_out_prompts, judge, judge_two
 from recipes.shapes.latents import LatentCache
 from recipes.shapes.train_vae import LATENT_CHANNELS, ClipShape
 
@@ -40,32 +40,63 @@ CAPTION_DROPOUT = 0.1
 
 @dataclass(frozen=True)
 class Ingredient:
-    """A kind of batch, and its share of the steps at the start and at the end of training."""
+    """A kind of batch: its clips, how many shards of them are cached, and its share of the steps at the start and at
+    the end of training."""
 
     shape: ClipShape
+    shards: int
     first_share: float
     last_share: float
+    objects: int = 1
 
 
 @dataclass(frozen=True)
 class Setup:
     """What a run of one length and size needs; another run differs in this and nothing else."""
 
+    name: str
     ingredients: tuple[Ingredient, ...]
+    judged: ClipShape
+    """What the clips that are judged during training are like, and how many are drawn at once."""
     steps: int
-    lr: float = 2e-3
+    lr: float
 
 
-SETUP_96 = Setup(
+SMALL = Setup(
+    name="small",
     ingredients=(
-        Ingredient(ClipShape(64, 1, 96), 0.7, 0.15),
-        Ingredient(ClipShape(24, 9, 96), 0.3, 0.3),
-        Ingredient(ClipShape(14, 17, 96), 0.0, 0.45),
-        Ingredient(ClipShape(6, 33, 96), 0.0, 0.05),
-        Ingredient(ClipShape(4, 49, 96), 0.0, 0.05),
+        Ingredient(ClipShape(64, 1, 96), 48, 0.7, 0.15),
+        Ingredient(ClipShape(24, 9, 96), 18, 0.3, 0.3),
+        Ingredient(ClipShape(14, 17, 96), 22, 0.0, 0.45),
+        Ingredient(ClipShape(6, 33, 96), 3, 0.0, 0.05),
+        Ingredient(ClipShape(4, 49, 96), 2, 0.0, 0.05),
     ),
+    judged=ClipShape(8, 17, 96),
     steps=5700,
+    lr=2e-3,
 )
+"""One object in small clips: a third of the work of the clips that the model is for."""
+FULL = Setup(
+    name="full",
+    ingredients=(
+        Ingredient(ClipShape(70, 1, 128), 10, 0.02, 0.02),
+        Ingredient(ClipShape(70, 1, 128), 10, 0.03, 0.03, objects=2),
+        Ingredient(ClipShape(24, 9, 128), 8, 0.10, 0.05),
+        Ingredient(ClipShape(24, 9, 128), 12, 0.25, 0.05, objects=2),
+        Ingredient(ClipShape(10, 25, 128), 20, 0.30, 0.32),
+        Ingredient(ClipShape(10, 25, 128), 26, 0.20, 0.37, objects=2),
+        Ingredient(ClipShape(24, 17, 96), 8, 0.05, 0.04),
+        Ingredient(ClipShape(5, 49, 128), 4, 0.02, 0.04),
+        Ingredient(ClipShape(5, 49, 128), 3, 0.01, 0.03, objects=2),
+        Ingredient(ClipShape(10, 9, 192), 4, 0.01, 0.03),
+        Ingredient(ClipShape(10, 9, 192), 4, 0.01, 0.02, objects=2),
+    ),
+    judged=ClipShape(8, 25, 128),
+    steps=5500,
+    lr=1.5e-3,
+)
+"""One and two objects at every size and length that the model is for, from the averaged weights of `SMALL`."""
+SETUPS = (SMALL, FULL)
 RAMP = 0.2
 """The share of training over which the ingredients go from their first to their last share."""
 
@@ -109,36 +140,43 @@ def sample_clips(
     encoder: UMT5EncoderModel,
     vae: AutoencoderKLWan,
     prompts: list[str],
-    frames: int = 17,
-    size: int = 96,
+    shape: ClipShape,
     steps: int = 20,
     guidance: float = 3.0,
 ) -> list[torch.Tensor]:
-    """One clip, uint8 [T, H, W, 3], for each prompt."""
+    """One clip, uint8 [T, H, W, 3], for each prompt, `shape.batch` of them at once."""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(len(prompts), LATENT_CHANNELS, 1 + (frames - 1) // 4, size // 8, size // 8, generator=generator)
-    both = conditions(encoder, [*prompts, *[""] * len(prompts)])
+    videos = []
+    for start in range(0, len(prompts), shape.batch):
+        part = prompts[start : start + shape.batch]
+        size = (1 + (shape.frames - 1) // 4, shape.size // 8, shape.size // 8)
+        noise = torch.randn(len(part), LATENT_CHANNELS, *size, generator=generator)
+        both = conditions(encoder, [*part, *[""] * len(part)])
 
-    def velocity(latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        with autocast(dit):
-            v, v_empty = dit(latents.repeat(2, 1, 1, 1, 1), timesteps.repeat(2), **both).float().chunk(2)
-        return v_empty + guidance * (v - v_empty)
+        def velocity(latents: torch.Tensor, timesteps: torch.Tensor, both: dict[str, Any] = both) -> torch.Tensor:
+            with autocast(dit):
+                v, v_empty = dit(latents.repeat(2, 1, 1, 1, 1), timesteps.repeat(2), **both).float().chunk(2)
+            return v_empty + guidance * (v - v_empty)
 
-    latents = sample_euler(velocity, noise.to(device_of(dit)), steps, SHIFT)
-    videos = [vae.decode(one[None])[0].cpu() for one in latents]
+        with autocast(vae):
+            latents = sample_euler(velocity, noise.to(device_of(dit)), steps, SHIFT)
+            videos += [vae.decode(one[None])[0].float().cpu() for one in latents]
     return [((video / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 3, 0) for video in videos]
 
 
+def checkpoint(work: Path, setup: Setup) -> Path:
+    """Where training leaves its state."""
+    return work / "dit" / setup.name / "last.pt"
+
+
 def train(
-    output_dir: Path,
-    setup: Setup,
-    vae: AutoencoderKLWan,
-    encoder: UMT5EncoderModel,
-    cache_dir: Path,
-    init: Path | None = None,
-    compile_blocks: bool = True,
+    work: Path, setup: Setup, vae: AutoencoderKLWan, encoder: UMT5EncoderModel, compile_blocks: bool = True
 ) -> WanTransformer3DModel:
-    """Train the transformer; the average of its parameters is returned. `init` is a checkpoint to start from."""
+    """Train the transformer on the latents in `work`, from where the setup before has left it.
+
+    The average of its parameters is returned.
+    """
+    output_dir = checkpoint(work, setup).parent
     torch.manual_seed(0)
     dit = WanTransformer3DModel(ARCH)
     initialize(dit)
@@ -146,12 +184,14 @@ def train(
     dit.to(device)
     if device.type == "cpu":
         use_matmul_attention(dit)
-    if init is not None:
-        dit.load_state_dict(torch.load(init, weights_only=True))
+    if setup.name != SETUPS[0].name:
+        before = SETUPS[[known.name for known in SETUPS].index(setup.name) - 1]
+        dit.load_state_dict(torch.load(checkpoint(work, before), map_location=device, weights_only=True)["ema"])
     if compile_blocks:
+        torch._dynamo.config.recompile_limit = 64  # a graph for each shape of the ingredients
         for block in dit.blocks:
             block.compile(dynamic=False)
-    caches = {i: LatentCache(cache_dir, i.shape) for i in setup.ingredients}
+    caches = {i: LatentCache(work / "latents", i.shape, i.objects) for i in setup.ingredients}
 
     def loss(info: StepInfo) -> tuple[torch.Tensor, Metrics]:
         if info.step % 50 == 0:
@@ -165,13 +205,18 @@ def train(
         losses = flow_matching_loss(
             lambda x, t: dit(x, t, **inputs), latents, sample_sigmas(len(latents), SHIFT, device)
         )
-        return losses.mean(), {f"loss_{ingredient.shape.frames}": losses.mean().item()}
+        return losses.mean(), {f"loss_{ingredient.shape.frames}_{ingredient.objects}": losses.mean().item()}
 
     def evaluate(step: int) -> Metrics:
-        pairs = held_out_prompts(24)
-        clips = sample_clips(dit, encoder, vae, [prompt for _, prompt in pairs])
-        torch.save(clips, output_dir / "clips.pt")
-        return accuracy([judge(clip) for clip in clips], [scene for scene, _ in pairs])
+        metrics: Metrics = {}
+        for objects in sorted({i.objects for i in setup.ingredients}):
+            pairs = held_out_prompts(24 // objects, objects=objects)
+            clips = sample_clips(dit, encoder, vae, [prompt for _, prompt in pairs], setup.judged, steps=12)
+            torch.save(clips, output_dir / f"clips-{objects}.pt")
+            verdicts = [judge(clip) if objects == 1 else judge_two(clip) for clip in clips]
+            shares = accuracy(verdicts, [scene for scene, _ in pairs])
+            metrics |= {name if objects == 1 else f"{name}_2": value for name, value in shares.items()}
+        return metrics
 
     config = TrainerConfig(
         output_dir=output_dir, steps=setup.steps, lr=setup.lr, ema_decay=0.998, weight_decay=0.01, cooldown=0.4
