@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROMPT ?= a red circle moving left on a white background
 
-.PHONY: help env demo test lint types test-slow test-distributed parity format bench clean soak
+.PHONY: help env demo test lint types test-slow test-distributed parity evaluate format bench clean soak
 
 help:
 	@echo "make demo       a video from a text prompt, with the model in the package (PROMPT='...' for another)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-distributed  the whole table of ways to share the work among processes"
 	@echo "make parity     every pipeline against its reference; writes docs/parity.md"
+	@echo "make evaluate   what the model in the package gets right; writes the tables and the picture of README.md"
 	@echo "make bench      speed and memory beside the reference, to docs/benchmarks.md (BENCH='...' for flags and cases)"
 	@echo "make soak       the server under load for some minutes (SOAK='--jobs 60' for less)"
 	@echo "make lint       ruff; make format lets it correct"
@@ -57,6 +58,9 @@ test-distributed: $(STAMP)
 
 parity: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/parity.py
+
+evaluate: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.shapes.report $(EVALUATE)
 
 bench: $(STAMP)
 	$(BIN)/fastvideo bench --output docs/benchmarks.md $(BENCH)

@@ -6,7 +6,7 @@ shorter side, as in `world`.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
@@ -134,7 +134,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-# ---- Judging a generator ----
+# ---- Prompts ----
 
 Prompt = tuple[Scene, str]
 
@@ -157,43 +157,6 @@ def _prompts(combos: tuple[Combo, ...], n: int, seed: int, objects: int) -> list
     order = rng.permutation(len(combos))
     scenes = [world.sample_scene(rng, combos[order[index % len(combos)]], objects) for index in range(n)]
     return [(scene, caption(scene, rng)) for scene in scenes]
-
-
-def evaluate_generator(
-    generate: Callable[[list[str], int], list[Tensor]],
-    splits: Mapping[str, Sequence[Prompt]] | None = None,
-    seed: int = 0,
-    batch: int = 8,
-) -> dict[str, dict[str, float]]:
-    """Accuracies of `generate(captions, seed)`, which returns a uint8 clip [T, H, W, 3] for each caption.
-
-    `splits` maps a row's name to its prompts; by default held-out and training combinations, 200 each.
-    Every batch gets its own seed. A row holds what `accuracy` returns, and "clips", their number.
-    """
-    if splits is None:
-        splits = {"held out": held_out_prompts(seed=seed), "training": training_prompts(seed=seed)}
-    table = {}
-    for name, prompts in splits.items():
-        verdicts: list[Verdict | tuple[Verdict, ...]] = []
-        for start in range(0, len(prompts), batch):
-            part = prompts[start : start + batch]
-            clips = generate([text for _, text in part], seed + start)
-            if len(clips) != len(part):
-                raise ValueError(f"generate gave {len(clips)} clips: must be one for each of {len(part)} captions")
-            for clip, (scene, _) in zip(clips, part, strict=True):
-                verdicts.append(judge(clip) if len(scene.objects) == 1 else judge_two(clip))
-        table[name] = accuracy(verdicts, [scene for scene, _ in prompts]) | {"clips": float(len(prompts))}
-    return table
-
-
-def format_table(table: Mapping[str, Mapping[str, float]]) -> str:
-    """The rows of `evaluate_generator` as text, in percent."""
-    width = max(map(len, table), default=0)
-    lines = [f"{'':{width}}  " + "  ".join(f"{name:>10}" for name in (*ATTRIBUTES, "all", "clips"))]
-    for name, row in table.items():
-        cells = [f"{100 * row[column]:9.1f}%" for column in (*ATTRIBUTES, "all")]
-        lines.append(f"{name:{width}}  " + "  ".join([*cells, f"{int(row['clips']):>10}"]))
-    return "\n".join(lines)
 
 
 def _marks(verdicts: Sequence[Verdict], scene: Scene) -> list[list[bool]]:

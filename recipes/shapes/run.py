@@ -22,6 +22,7 @@ from recipes.shapes.train_vae import ClipShape, batch_of_clips
 
 logger = init_logger("fastvideo.recipes.shapes")
 
+
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint, on the CPU wherever it was written."""
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

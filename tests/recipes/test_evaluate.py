@@ -1,13 +1,15 @@
 """The judge of the shapes world, on clips whose content is known."""
 
 import math
+from concurrent.futures import Future
+from dataclasses import astuple
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from recipes.shapes import evaluate
+from recipes.shapes import evaluate, measure, report
 from recipes.shapes.evaluate import Verdict, accuracy, judge, judge_two, psnr
 from recipes.shapes.world import MOTIONS, SHAPES, Object, Scene, all_combos, held_out_combos, render, sample_scene
 
@@ -96,7 +98,7 @@ def test_accuracy_counts_each_attribute():
     scene = Scene("white", (Object("star", "red", "growing"),))
     verdicts = [truth(scene), Verdict("white", "red", "square", "growing")]
     shares = accuracy(verdicts, [scene, scene])
-    assert shares == {"background": 1.0, "colour": 1.0, "shape": 0.5, "motion": 1.0, "all": 0.5}
+    assert shares == {"background": 1.0, "colour": 1.0, "shape": 0.5, "motion": 1.0, "all": 0.5, "whole": 0.5}
     with pytest.raises(ValueError, match="verdicts=2"):
         accuracy(verdicts, [scene])
 
@@ -112,6 +114,7 @@ def test_accuracy_of_two_objects_takes_the_better_order():
     scene = Scene("white", (Object("star", "red", "growing"), Object("circle", "blue", "bouncing")))
     assert accuracy([(truth(scene, 1), truth(scene, 0))], [scene])["all"] == 1.0
     assert accuracy([(truth(scene, 1), truth(scene, 1))], [scene])["all"] == 0.5
+    assert accuracy([(truth(scene, 1), truth(scene, 1))], [scene])["whole"] == 0.0
 
 
 def test_psnr():
@@ -130,19 +133,51 @@ def test_prompts_come_from_their_own_combos():
     assert held_out != evaluate.held_out_prompts(200, seed=1)
 
 
-def test_evaluate_generator_asks_in_batches():
-    prompts = evaluate.held_out_prompts(5)
-    scenes = {text: scene for scene, text in prompts}
-    calls = []
+def test_prompts_of_two_objects_have_an_unseen_combination_first():
+    pairs = evaluate.held_out_prompts(20, objects=2)
+    assert all(len(scene.objects) == 2 and scene.combo in held_out_combos() for scene, _ in pairs)
 
-    def generate(texts: list[str], seed: int) -> list[torch.Tensor]:
-        calls.append((len(texts), seed))
-        return [render(scenes[text], 64, 64, 9) for text in texts]
 
-    table = evaluate.evaluate_generator(generate, {"held out": prompts}, seed=7, batch=3)
-    assert calls == [(3, 7), (2, 10)]
-    assert table["held out"]["all"] == 1.0 and table["held out"]["clips"] == 5
-    text = evaluate.format_table(table)
-    assert "held out" in text and "100.0%" in text and len({len(line) for line in text.splitlines()}) == 1
-    with pytest.raises(ValueError, match="gave 0 clips"):
-        evaluate.evaluate_generator(lambda texts, seed: [], {"held out": prompts})
+class Executor:
+    """Runs at once what it is given, and remembers the prompts."""
+
+    def __init__(self, clips: dict[str, torch.Tensor]) -> None:
+        self.clips, self.prompts = clips, []
+
+    def submit(self, function, prompt, seed, fields, objects):
+        self.prompts.append(prompt)
+        future = Future()
+        verdicts = (judge(self.clips[prompt]),) if objects == 1 else judge_two(self.clips[prompt])
+        future.set_result([astuple(verdict) for verdict in verdicts])
+        return future
+
+
+@pytest.mark.parametrize("split", ["unseen", "two objects"])
+def test_measuring_goes_on_where_it_was(split, tmp_path):
+    cell = measure.Cell(split, count=4, size=96, frames=13)
+    prompts = cell.prompts()
+    executor = Executor({text: render(scene, 96, 96, 13) for scene, text in prompts})
+    [(_, row)] = measure.measure(executor, [cell], tmp_path)
+    assert row["all"] == row["whole"] == 1.0 and row["clips"] == 4
+    assert len(executor.prompts) == 4
+    path = tmp_path / cell.file_name
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]) + lines[2][:5])  # killed while it wrote the third
+    [(_, again)] = measure.measure(executor, [cell], tmp_path)
+    assert again == row and len(executor.prompts) == 6
+
+
+def test_the_report_goes_between_the_marks(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.MARKS[0]}\nold\n{report.MARKS[1]}\nafter\n")
+    row = dict.fromkeys((*evaluate.ATTRIBUTES, "all", "whole"), 0.5)
+    measured = dict.fromkeys(report.cells_of(10), row)
+    report.write_readme(readme, report.main_table(measured, 10))
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| one object, combinations from training | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 5 |" in text
+    assert len(report.grid_table(measured, 10)) == 2 + 9 and len(report.size_table(measured, 10)) == 2 + 5
+    assert report.seed_table(measured, 10)[-1] == "| standard deviation | 0.0 | 0.0 | 0.0 | 0.0 | 0.0 |"
+    readme.write_text("no marks")
+    with pytest.raises(ValueError, match="must hold the marks"):
+        report.write_readme(readme, [])

@@ -55,8 +55,8 @@ def test_shards_depend_on_their_number_alone_and_hold_no_unseen_combination(tmp_
     for folder, order in zip(folders, ((0, 1), (1, 0)), strict=True):
         folder.mkdir()
         for index in order:
-            build_shard(small_vae(), folder, shape, index)
-    caches = [LatentCache(folder, shape) for folder in folders]
+            build_shard(small_vae(), folder, shape, 1, index)
+    caches = [LatentCache(folder, shape, 1) for folder in folders]
     assert len(caches[0]) == 2 * SHARD_CLIPS
     assert all(torch.equal(a, b) for a, b in zip(caches[0].latents, caches[1].latents, strict=True))
     latents, scenes = caches[0].batch(np.random.default_rng(0), 6)
@@ -71,12 +71,20 @@ def test_the_mixture_goes_from_its_first_to_its_last_shares():
     def share(progress: float) -> float:
         rng = np.random.default_rng(0)
         infos = [StepInfo(0, progress, rng) for _ in range(400)]
-        picks = [train_dit.pick(train_dit.SETUP_96, info, lambda ingredient: True) for info in infos]
+        picks = [train_dit.pick(train_dit.SMALL, info, lambda ingredient: True) for info in infos]
         return sum(ingredient.shape.frames == 1 for ingredient in picks) / 400
 
-    first = train_dit.SETUP_96.ingredients[0]
+    first = train_dit.SMALL.ingredients[0]
     assert share(0.0) == pytest.approx(first.first_share, abs=0.08)
     assert share(1.0) == pytest.approx(first.last_share, abs=0.08)
+
+
+@pytest.mark.parametrize("setup", train_dit.SETUPS, ids=lambda setup: setup.name)
+def test_shares_are_of_the_whole(setup):
+    assert sum(i.first_share for i in setup.ingredients) == pytest.approx(1)
+    assert sum(i.last_share for i in setup.ingredients) == pytest.approx(1)
+    kinds = [(i.shape.frames, i.shape.size, i.objects) for i in setup.ingredients]
+    assert len(set(kinds)) == len(kinds), "two would read the same shards"
 
 
 def test_captions_come_in_few_lengths_and_the_rest_is_counted_as_padding():
@@ -91,8 +99,9 @@ def test_an_exported_repo_is_recognised_and_loads_to_the_same_weights(tmp_path):
     torch.manual_seed(0)
     dit, encoder = WanTransformer3DModel(train_dit.ARCH), train_text.build_text_encoder()
     vae = AutoencoderKLWan(train_vae.ARCH)
-    (tmp_path / "dit").mkdir()
-    torch.save({"ema": dict(dit.named_parameters())}, tmp_path / "dit" / "last.pt")
+    path = train_dit.checkpoint(tmp_path, train_dit.FULL)
+    path.parent.mkdir(parents=True)
+    torch.save({"ema": dict(dit.named_parameters())}, path)
     export(tmp_path, tmp_path / "repo", vae, encoder)
     repo = resolve_repo(tmp_path / "repo")
     assert repo.entry.name == SHIPPED_MODEL.name
