@@ -60,7 +60,7 @@ parity: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/parity.py
 
 evaluate: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.shapes.report $(EVALUATE)
+	$(BIN)/python -m recipes.shapes.report $(EVALUATE)
 
 bench: $(STAMP)
 	$(BIN)/fastvideo bench --output docs/benchmarks.md $(BENCH)

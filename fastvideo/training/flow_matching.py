@@ -11,7 +11,7 @@ import torch
 NUM_TRAIN_TIMESTEPS = 1000
 
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""`velocity(latents [B, C, T, H, W], timesteps [B])`, noise minus data."""
+"""`velocity(latents [B, C, T, H, W], timesteps [B] or [B, T])`, noise minus data."""
 
 
 def shift_sigmas(sigmas: torch.Tensor, shift: float) -> torch.Tensor:
@@ -24,13 +24,22 @@ def sample_sigmas(count: int, shift: float, device: torch.device | None = None) 
     return shift_sigmas(torch.sigmoid(torch.randn(count, device=device)), shift)
 
 
-def flow_matching_loss(velocity: Velocity, latents: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """Squared error [B] of the predicted velocity for `latents` [B, C, T, H, W] noised to levels `sigmas` [B]."""
+def flow_matching_loss(
+    velocity: Velocity, latents: torch.Tensor, sigmas: torch.Tensor, known_frames: int = 0
+) -> torch.Tensor:
+    """Squared error [B] of the predicted velocity for `latents` [B, C, T, H, W] noised to levels `sigmas` [B].
+
+    The first `known_frames` latent frames are given: they have no noise, their timestep is 0, and their error does not
+    count. The timesteps are then [B, T], as in Wan 2.2 TI2V.
+    """
     noise = torch.randn_like(latents)
-    level = sigmas.view(-1, 1, 1, 1, 1)
-    noisy = (1 - level) * latents + level * noise
-    predicted = velocity(noisy, sigmas * NUM_TRAIN_TIMESTEPS).float()
-    return (predicted - (noise - latents)).square().mean(dim=(1, 2, 3, 4))
+    level = sigmas[:, None].expand(-1, latents.shape[2]).clone()
+    level[:, :known_frames] = 0
+    spread = level[:, None, :, None, None]
+    noisy = (1 - spread) * latents + spread * noise
+    timesteps = (level if known_frames else sigmas) * NUM_TRAIN_TIMESTEPS
+    error = velocity(noisy, timesteps).float() - (noise - latents)
+    return error[:, :, known_frames:].square().mean(dim=(1, 2, 3, 4))
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UniPCMultistepScheduler
@@ -19,10 +20,10 @@ DTYPE = torch.float16
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def export(work: Path, output: Path, vae: AutoencoderKLWan, encoder: UMT5EncoderModel) -> None:
+def export(work: Path, setup: train_dit.Setup, output: Path, vae: AutoencoderKLWan, encoder: UMT5EncoderModel) -> None:
     """Write the repo to `output`, which must not hold anything else worth keeping."""
     dit = WanTransformer3DModel(train_dit.ARCH)
-    dit.load_state_dict(torch.load(train_dit.checkpoint(work, train_dit.FULL), weights_only=True)["ema"])
+    dit.load_state_dict(torch.load(train_dit.checkpoint(work, setup), weights_only=True)["ema"])
     shutil.rmtree(output, ignore_errors=True)
     save_component(dit, dit.arch.param_names_mapping, output / "transformer", WEIGHTS, DTYPE)
     save_config(dit.arch, output / "transformer", "WanTransformer3DModel")
@@ -34,7 +35,7 @@ def export(work: Path, output: Path, vae: AutoencoderKLWan, encoder: UMT5Encoder
     UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=train_dit.SHIFT
     ).save_pretrained(output / "scheduler")
-    index = {
+    index: dict[str, Any] = {
         "_class_name": "WanPipeline",
         "scheduler": ["diffusers", "UniPCMultistepScheduler"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
@@ -42,6 +43,8 @@ def export(work: Path, output: Path, vae: AutoencoderKLWan, encoder: UMT5Encoder
         "transformer": ["diffusers", "WanTransformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
+    if setup.known_frames:
+        index["expand_timesteps"] = True  # the image is the first latent frame, at a timestep of its own
     (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 

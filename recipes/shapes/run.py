@@ -23,6 +23,14 @@ from recipes.shapes.train_vae import ClipShape, batch_of_clips
 logger = init_logger("fastvideo.recipes.shapes")
 
 
+OUTPUTS = {
+    "small": Path("dist/shapes-t2v-small"),
+    "full": Path("fastvideo/assets/shapes-t2v"),
+    "image": Path("dist/shapes-ti2v"),
+}
+"""Where the repos go. The companion is not in the package."""
+
+
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint, on the CPU wherever it was written."""
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -89,14 +97,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("vae", "decoder", "text", "latents", "dit", "export", "plot", "all"))
     parser.add_argument("--work", type=Path, default=Path(".work/shapes"))
-    parser.add_argument("--output", type=Path, default=Path("fastvideo/assets/shapes-t2v"))
+    parser.add_argument("--output", type=Path, help="export: the folder to write")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full number of steps")
     parser.add_argument("--part", default="0/1", help="latents: this process's share, as number/count")
-    parser.add_argument("--setup", choices=("small", "full", "all"), default="all", help="latents, dit: which clips")
+    parser.add_argument(
+        "--setup",
+        nargs="+",
+        choices=[setup.name for setup in train_dit.SETUPS],
+        default=["small", "full"],
+        help="latents, dit: which parts; export: the last of them",
+    )
     parser.add_argument("--no-compile", action="store_true", help="dit: run eagerly")
     options = parser.parse_args()
-    setups = [setup for setup in train_dit.SETUPS if options.setup in ("all", setup.name)]
+    setups = [setup for setup in train_dit.SETUPS if setup.name in options.setup]
     work, stages = options.work, ("vae", "text", "latents", "dit", "decoder", "export", "plot")
     for stage in stages if options.stage == "all" else (options.stage,):
         if stage == "vae":
@@ -119,7 +133,8 @@ def main() -> None:
         elif stage == "plot":
             plot(work)
         else:
-            export(work, options.output, load_vae(work, decoder=True), load_text_encoder(work))
+            output = options.output or OUTPUTS[setups[-1].name]
+            export(work, setups[-1], output, load_vae(work, decoder=True), load_text_encoder(work))
 
 
 if __name__ == "__main__":

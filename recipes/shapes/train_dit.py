@@ -18,9 +18,10 @@ from fastvideo.training.flow_matching import flow_matching_loss, sample_euler, s
 from fastvideo.training.optimizer import MuonAdamW
 from fastvideo.training.trainer import Metrics, StepInfo, Trainer, TrainerConfig, autocast, device_of
 from recipes.shapes.captions import caption
-from recipes.shapes.evaluate import accuracy, held_out_prompts, judge, judge_two
+from recipes.shapes.evaluate import Prompt, accuracy, held_out_prompts, judge, judge_two
 from recipes.shapes.latents import LatentCache
-from recipes.shapes.train_vae import LATENT_CHANNELS, ClipShape
+from recipes.shapes.train_vae import LATENT_CHANNELS, ClipShape, as_video
+from recipes.shapes.world import render
 
 ARCH = WanVideoArchConfig(
     num_attention_heads=8,
@@ -60,6 +61,8 @@ class Setup:
     """What the clips that are judged during training are like, and how many are drawn at once."""
     steps: int
     lr: float
+    known_frames: int = 0
+    """Latent frames at the start that are given."""
 
 
 SMALL = Setup(
@@ -92,11 +95,20 @@ FULL = Setup(
         Ingredient(ClipShape(10, 9, 192), 4, 0.01, 0.02, objects=2),
     ),
     judged=ClipShape(8, 25, 128),
-    steps=5500,
+    steps=3200,
     lr=1.5e-3,
 )
 """One and two objects at every size and length that the model is for, from the averaged weights of `SMALL`."""
-SETUPS = (SMALL, FULL)
+IMAGE = Setup(
+    name="image",
+    ingredients=tuple(ingredient for ingredient in FULL.ingredients if ingredient.shape.frames > 1),
+    judged=FULL.judged,
+    steps=1200,
+    lr=1e-3,
+    known_frames=1,
+)
+"""The companion that is given the first frame, on the latents of `FULL` and from its averaged weights."""
+SETUPS = (SMALL, FULL, IMAGE)
 RAMP = 0.2
 """The share of training over which the ingredients go from their first to their last share."""
 
@@ -139,28 +151,34 @@ def sample_clips(
     dit: WanTransformer3DModel,
     encoder: UMT5EncoderModel,
     vae: AutoencoderKLWan,
-    prompts: list[str],
-    shape: ClipShape,
-    steps: int = 20,
+    prompts: list[Prompt],
+    setup: Setup,
+    steps: int = 12,
     guidance: float = 3.0,
 ) -> list[torch.Tensor]:
-    """One clip, uint8 [T, H, W, 3], for each prompt, `shape.batch` of them at once."""
-    generator = torch.Generator().manual_seed(0)
-    videos = []
-    for start in range(0, len(prompts), shape.batch):
-        part = prompts[start : start + shape.batch]
-        size = (1 + (shape.frames - 1) // 4, shape.size // 8, shape.size // 8)
-        noise = torch.randn(len(part), LATENT_CHANNELS, *size, generator=generator)
-        both = conditions(encoder, [*part, *[""] * len(part)])
+    """One clip, uint8 [T, H, W, 3], for each prompt; where the first frame is given, it is the scene's."""
+    shape, device, known = setup.judged, device_of(dit), setup.known_frames
+    noise = torch.randn(
+        len(prompts), LATENT_CHANNELS, 1 + (shape.frames - 1) // 4, shape.size // 8, shape.size // 8,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    both = conditions(encoder, [*(caption for _, caption in prompts), *[""] * len(prompts)])
+    first = as_video([render(scene, shape.size, shape.size, shape.frames)[:1] for scene, _ in prompts])
+    given = vae.encode(first.to(device))[:, :, :known]
 
-        def velocity(latents: torch.Tensor, timesteps: torch.Tensor, both: dict[str, Any] = both) -> torch.Tensor:
-            with autocast(dit):
-                v, v_empty = dit(latents.repeat(2, 1, 1, 1, 1), timesteps.repeat(2), **both).float().chunk(2)
-            return v_empty + guidance * (v - v_empty)
+    def velocity(latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        if known:
+            latents = torch.cat((given, latents[:, :, known:]), dim=2)
+            timesteps = timesteps[:, None].repeat(1, latents.shape[2])
+            timesteps[:, :known] = 0
+        with autocast(dit):
+            v, v_empty = dit(torch.cat([latents] * 2), torch.cat([timesteps] * 2), **both).float().chunk(2)
+        return v_empty + guidance * (v - v_empty)
 
-        with autocast(vae):
-            latents = sample_euler(velocity, noise.to(device_of(dit)), steps, SHIFT)
-            videos += [vae.decode(one[None])[0].float().cpu() for one in latents]
+    latents = sample_euler(velocity, noise.to(device), steps, SHIFT)
+    latents = torch.cat((given, latents[:, :, known:]), dim=2)
+    with autocast(vae):
+        videos = [vae.decode(one[None])[0].float().cpu() for one in latents]
     return [((video / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 3, 0) for video in videos]
 
 
@@ -202,16 +220,17 @@ def train(
         latents = latents.to(device)
         captions = ["" if info.rng.random() < CAPTION_DROPOUT else caption(scene, info.rng) for scene in scenes]
         inputs = conditions(encoder, captions)
-        losses = flow_matching_loss(
-            lambda x, t: dit(x, t, **inputs), latents, sample_sigmas(len(latents), SHIFT, device)
-        )
+        sigmas = sample_sigmas(len(latents), SHIFT, device)
+        losses = flow_matching_loss(lambda x, t: dit(x, t, **inputs), latents, sigmas, setup.known_frames)
         return losses.mean(), {f"loss_{ingredient.shape.frames}_{ingredient.objects}": losses.mean().item()}
 
     def evaluate(step: int) -> Metrics:
         metrics: Metrics = {}
         for objects in sorted({i.objects for i in setup.ingredients}):
             pairs = held_out_prompts(24 // objects, objects=objects)
-            clips = sample_clips(dit, encoder, vae, [prompt for _, prompt in pairs], setup.judged, steps=12)
+            size = setup.judged.batch
+            parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+            clips = [clip for part in parts for clip in sample_clips(dit, encoder, vae, part, setup)]
             torch.save(clips, output_dir / f"clips-{objects}.pt")
             verdicts = [judge(clip) if objects == 1 else judge_two(clip) for clip in clips]
             shares = accuracy(verdicts, [scene for scene, _ in pairs])

@@ -102,7 +102,7 @@ def test_an_exported_repo_is_recognised_and_loads_to_the_same_weights(tmp_path):
     path = train_dit.checkpoint(tmp_path, train_dit.FULL)
     path.parent.mkdir(parents=True)
     torch.save({"ema": dict(dit.named_parameters())}, path)
-    export(tmp_path, tmp_path / "repo", vae, encoder)
+    export(tmp_path, train_dit.FULL, tmp_path / "repo", vae, encoder)
     repo = resolve_repo(tmp_path / "repo")
     assert repo.entry.name == SHIPPED_MODEL.name
     names = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")

@@ -30,6 +30,23 @@ def test_the_loss_of_the_true_velocity_is_zero_and_that_of_zero_is_its_power():
     )
 
 
+def test_known_frames_have_no_noise_and_do_not_count():
+    torch.manual_seed(0)
+    latents, sigmas = torch.randn(2, 3, 4, 2, 2), torch.tensor([0.3, 0.9])
+    seen = {}
+
+    def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.update(x=x, t=t)
+        wrong = torch.zeros_like(x)
+        wrong[:, :, :1] = 100.0
+        return wrong
+
+    loss = flow_matching_loss(velocity, latents, sigmas, known_frames=1)
+    assert torch.equal(seen["x"][:, :, 0], latents[:, :, 0]) and not torch.equal(seen["x"][:, :, 1], latents[:, :, 1])
+    torch.testing.assert_close(seen["t"], torch.tensor([[0.0, 300, 300, 300], [0, 900, 900, 900]]))
+    assert loss.shape == (2,) and loss.max() < 20
+
+
 def test_euler_reaches_the_data_of_a_straight_flow():
     torch.manual_seed(0)
     data, noise = torch.randn(2, 1, 1, 2, 2), torch.randn(2, 1, 1, 2, 2)
