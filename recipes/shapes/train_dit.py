@@ -95,7 +95,7 @@ FULL = Setup(
         Ingredient(ClipShape(10, 9, 192), 4, 0.01, 0.02, objects=2),
     ),
     judged=ClipShape(8, 25, 128),
-    steps=3200,
+    steps=2600,
     lr=1.5e-3,
 )
 """One and two objects at every size and length that the model is for, from the averaged weights of `SMALL`."""
@@ -238,7 +238,13 @@ def train(
         return metrics
 
     config = TrainerConfig(
-        output_dir=output_dir, steps=setup.steps, lr=setup.lr, ema_decay=0.998, weight_decay=0.01, cooldown=0.4
+        output_dir=output_dir,
+        steps=setup.steps,
+        lr=setup.lr,
+        ema_decay=0.998,
+        weight_decay=0.01,
+        cooldown=0.4,
+        checkpoint_every=100,
     )
     optimizer = MuonAdamW(dit, dit.blocks, setup.lr, weight_decay=config.weight_decay)
     trainer = Trainer(dit, config, loss, evaluate, evaluate_every=500, optimizer=optimizer)

@@ -56,3 +56,15 @@ def test_gradients_flow() -> None:
 def test_other_activations() -> None:
     mlp, x = perceptron(torch.float32, "silu")
     assert torch.equal(mlp(x), mlp.fc_out(F.silu(mlp.fc_in(x))))
+
+
+def test_autocast_runs_unfused():
+    torch.manual_seed(0)
+    mlp = MLP(16, 64, 16, act="gelu_tanh").eval()
+    x = torch.randn(3, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert not can_fuse(mlp.fc_in, x)
+        out = mlp(x.bfloat16())
+    assert out.dtype == torch.bfloat16
+    with torch.no_grad():
+        torch.testing.assert_close(out.float(), mlp(x), rtol=2e-2, atol=2e-2)
