@@ -63,6 +63,7 @@ class Setup:
     lr: float
     known_frames: int = 0
     """Latent frames at the start that are given."""
+    evaluate_every: int = 500
 
 
 SMALL = Setup(
@@ -227,7 +228,7 @@ def train(
     def evaluate(step: int) -> Metrics:
         metrics: Metrics = {}
         for objects in sorted({i.objects for i in setup.ingredients}):
-            pairs = held_out_prompts(24 // objects, objects=objects)
+            pairs = held_out_prompts(3 * setup.judged.batch // objects, objects=objects)
             size = setup.judged.batch
             parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
             clips = [clip for part in parts for clip in sample_clips(dit, encoder, vae, part, setup)]
@@ -247,7 +248,7 @@ def train(
         checkpoint_every=100,
     )
     optimizer = MuonAdamW(dit, dit.blocks, setup.lr, weight_decay=config.weight_decay)
-    trainer = Trainer(dit, config, loss, evaluate, evaluate_every=500, optimizer=optimizer)
+    trainer = Trainer(dit, config, loss, evaluate, setup.evaluate_every, optimizer=optimizer)
     trainer.run()
     trainer.ema.copy_to(dit)
     return dit

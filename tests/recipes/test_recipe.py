@@ -87,6 +87,22 @@ def test_shares_are_of_the_whole(setup):
     assert len(set(kinds)) == len(kinds), "two would read the same shards"
 
 
+@pytest.mark.parametrize("known_frames", [0, 1])
+def test_a_step_of_training_and_the_look_at_what_it_draws(known_frames, tmp_path):
+    shape = train_vae.ClipShape(1, 5, 32)
+    setup = train_dit.Setup(
+        "small", (train_dit.Ingredient(shape, 1, 1.0, 1.0),), shape, 1, 1e-3, known_frames, evaluate_every=1
+    )
+    (tmp_path / "latents").mkdir()
+    build_shard(small_vae(), tmp_path / "latents", shape, 1, 0)
+    train_dit.train(tmp_path, setup, small_vae(), train_text.build_text_encoder(), compile_blocks=False)
+    assert train_dit.checkpoint(tmp_path, setup).exists()
+    clips = torch.load(train_dit.checkpoint(tmp_path, setup).parent / "clips-1.pt", weights_only=True)
+    assert len(clips) == 3 and clips[0].shape == (5, 32, 32, 3)
+    log = (train_dit.checkpoint(tmp_path, setup).parent / "log.jsonl").read_text()
+    assert '"whole": 0.0' in log, "an untrained model draws nothing"
+
+
 def test_captions_come_in_few_lengths_and_the_rest_is_counted_as_padding():
     encoder = train_text.build_text_encoder()
     inputs = train_dit.conditions(encoder, ["a red circle", ""])
