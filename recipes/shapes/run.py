@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from fastvideo.logger import init_logger
+from fastvideo.models.loader.component_loader import load_component
+from fastvideo.models.loader.repo import resolve_repo
 from fastvideo.models.vaes.wanvae import AutoencoderKLWan
 from fastvideo.training.plot import plot_logs
 from fastvideo.training.trainer import autocast
@@ -23,6 +25,8 @@ from recipes.shapes.train_vae import ClipShape, batch_of_clips
 logger = init_logger("fastvideo.recipes.shapes")
 
 
+STAGES = ("vae", "text", "latents", "dit", "decoder", "export", "plot")
+"""All of them, in order."""
 OUTPUTS = {
     "small": Path("dist/shapes-t2v-small"),
     "full": Path("fastvideo/assets/shapes-t2v"),
@@ -66,9 +70,31 @@ def load_vae(work: Path, decoder: bool = False) -> AutoencoderKLWan:
 
 
 def load_text_encoder(work: Path) -> train_text.UMT5EncoderModel:
-    reader = train_text.CaptionReader(train_text.build_text_encoder())
-    reader.load_state_dict(load(work / "text" / "last.pt")["ema"])
-    return reader.encoder.eval()
+    """The text encoder, without the heads it was trained under."""
+    encoder, state = train_text.build_text_encoder(), load(work / "text" / "last.pt")["ema"]
+    prefix = "encoder."
+    encoder.load_state_dict({key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)})
+    return encoder.eval()
+
+
+def adopt(work: Path, model: str = "shapes-t2v") -> None:
+    """Begin with the parts of a finished model, as if they had been trained in `work`. What is there stays."""
+    sources, cpu = resolve_repo(model).components, torch.device("cpu")
+    vae, encoder, dit = (
+        load_component(sources[name], dtype=torch.float32, device=cpu)
+        for name in ("vae", "text_encoder", "transformer")
+    )
+    assert isinstance(vae, AutoencoderKLWan)
+    mean, std = list(vae.arch.latents_mean), list(vae.arch.latents_std)
+    states = {
+        encoder_checkpoint(work): {"vae": vae.state_dict(), "mean": mean, "std": std},
+        work / "text" / "last.pt": {"ema": {f"encoder.{name}": value for name, value in encoder.state_dict().items()}},
+        train_dit.checkpoint(work, train_dit.FULL): {"ema": dit.state_dict()},
+    }
+    for path, state in states.items():
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, path)
 
 
 def build_latents(vae: AutoencoderKLWan, folder: Path, setup: train_dit.Setup, part: int = 0, parts: int = 1) -> None:
@@ -95,7 +121,7 @@ def plot(work: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("vae", "decoder", "text", "latents", "dit", "export", "plot", "all"))
+    parser.add_argument("stage", nargs="+", choices=(*STAGES, "adopt", "all"))
     parser.add_argument("--work", type=Path, default=Path(".work/shapes"))
     parser.add_argument("--output", type=Path, help="export: the folder to write")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -111,9 +137,13 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="dit: run eagerly")
     options = parser.parse_args()
     setups = [setup for setup in train_dit.SETUPS if setup.name in options.setup]
-    work, stages = options.work, ("vae", "text", "latents", "dit", "decoder", "export", "plot")
-    for stage in stages if options.stage == "all" else (options.stage,):
-        if stage == "vae":
+    work = options.work
+    if "all" in options.stage and len(options.stage) > 1:
+        parser.error("stage=all: is every stage; give it alone")
+    for stage in STAGES if options.stage == ["all"] else options.stage:
+        if stage == "adopt":
+            adopt(work)
+        elif stage == "vae":
             train_vae.train(work / "vae", options.scale, options.device)
             freeze_encoder(work)
         elif stage == "decoder":

@@ -7,11 +7,11 @@ import torch
 from fastvideo.configs.registry import SHIPPED_MODEL
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.models.dits.wanvideo import WanTransformer3DModel
-from fastvideo.models.loader.component_loader import load_components
+from fastvideo.models.loader.component_loader import load_component, load_components
 from fastvideo.models.loader.repo import resolve_repo
 from fastvideo.models.vaes.wanvae import AutoencoderKLWan, Past
 from fastvideo.training.trainer import StepInfo
-from recipes.shapes import train_dit, train_text, train_vae
+from recipes.shapes import run, train_dit, train_text, train_vae
 from recipes.shapes.export import export
 from recipes.shapes.latents import SHARD_CLIPS, LatentCache, build_shard
 from recipes.shapes.world import held_out_combos
@@ -109,6 +109,20 @@ def test_captions_come_in_few_lengths_and_the_rest_is_counted_as_padding():
     assert inputs["text"].shape == (2, train_dit.TEXT_MULTIPLE, encoder.arch.d_model)
     assert inputs["text"].shape[1] + inputs["text_padding"] == encoder.text_len
     assert inputs["text"][1, 1:].abs().max() == 0
+
+
+def test_a_finished_model_is_taken_up_again(tmp_path):
+    run.adopt(tmp_path)
+    run.adopt(tmp_path)  # what is there stays
+    sources = resolve_repo("shapes-t2v").components
+    shipped = load_component(sources["vae"], dtype=torch.float32, device=torch.device("cpu"))
+    vae = run.load_vae(tmp_path, decoder=True)
+    assert vae.arch.latents_mean == shipped.arch.latents_mean and vae.arch.latents_std == shipped.arch.latents_std
+    state = vae.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in shipped.state_dict().items())
+    assert run.load_text_encoder(tmp_path)(["a red circle"]).states.shape[-1] == train_dit.ARCH.text_dim
+    before = torch.load(train_dit.checkpoint(tmp_path, train_dit.FULL), weights_only=True)["ema"]
+    WanTransformer3DModel(train_dit.ARCH).load_state_dict(before)
 
 
 def test_an_exported_repo_is_recognised_and_loads_to_the_same_weights(tmp_path):
