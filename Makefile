@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROMPT ?= a red circle moving left on a white background
 
-.PHONY: help env demo test lint types test-slow test-distributed parity evaluate format bench clean soak
+.PHONY: help env demo test lint types test-slow test-distributed parity evaluate shapes-ti2v format bench clean soak
 
 help:
 	@echo "make demo       a video from a text prompt, with the model in the package (PROMPT='...' for another)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-distributed  the whole table of ways to share the work among processes"
 	@echo "make parity     every pipeline against its reference; writes docs/parity.md"
 	@echo "make evaluate   what the model in the package gets right; writes the tables and the picture of README.md"
+	@echo "make shapes-ti2v  trains the companion of the model in the package that is given a frame, to dist (an hour)"
 	@echo "make bench      speed and memory beside the reference, to docs/benchmarks.md (BENCH='...' for flags and cases)"
 	@echo "make soak       the server under load for some minutes (SOAK='--jobs 60' for less)"
 	@echo "make lint       ruff; make format lets it correct"
@@ -61,6 +62,10 @@ parity: $(STAMP)
 
 evaluate: $(STAMP)
 	$(BIN)/python -m recipes.shapes.report $(EVALUATE)
+
+shapes-ti2v: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.shapes.run adopt latents dit export --setup image --work .work/shapes-ti2v
+	tar -C dist -czf dist/shapes-ti2v.tar.gz shapes-ti2v
 
 bench: $(STAMP)
 	$(BIN)/fastvideo bench --output docs/benchmarks.md $(BENCH)

@@ -151,6 +151,17 @@ MODELS: tuple[ModelEntry, ...] = (
         **_WAN22_I2V | {"pipeline_config": f"{_LAYOUTS}:WanT2VConfig"},
     ),
     ModelEntry(
+        name="shapes-ti2v",
+        description="Shapes that move as the caption says, from a first frame; made by make shapes-ti2v",
+        pipeline_config=f"{_LAYOUTS}:ShapesT2VConfig",
+        signature=(
+            ("model_index.expand_timesteps", True),
+            ("transformer.num_layers", 7),
+            ("transformer.text_dim", 128),
+        ),
+        **_TI2V | {"sampling": "fastvideo.configs.sample.wan:ShapesTI2VSampling"},
+    ),
+    ModelEntry(
         name="wan2.2-ti2v-5b",
         description="Wan 2.2 text and image to video, 5B parameters, 720p",
         model_ids=("Wan-AI/Wan2.2-TI2V-5B-Diffusers", "Wan-AI/Wan2.2-TI2V-5B"),

@@ -178,3 +178,10 @@ class ShapesT2VSampling(SamplingParam):
     fps: int = 12
     num_inference_steps: int = 20
     guidance_scale: float = 3.0
+
+
+@dataclass(kw_only=True)
+class ShapesTI2VSampling(ShapesT2VSampling):
+    """The companion of the model in the package, which is given the first frame."""
+
+    takes: ClassVar[tuple[str, ...]] = ("image",)
