@@ -49,7 +49,7 @@ types: $(STAMP)
 test: $(STAMP)
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
-	$(BIN)/pytest -m "not slow and not distributed"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not distributed"
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow --timeout=3600
