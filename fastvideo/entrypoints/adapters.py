@@ -62,6 +62,17 @@ class Adapters:
             del active[nickname]
         return replace(self, known={**self.known, nickname: adapter}, active=active)
 
+    def with_only(self, strengths: Mapping[str, float]) -> "Adapters":
+        """Exactly these, in this order.
+
+        Raises:
+            ValueError: a name that is not known, or a strength that is no number.
+        """
+        adapters = replace(self, active={})
+        for nickname, strength in strengths.items():
+            adapters = adapters.with_adapter(nickname, None, strength, accumulate=True)
+        return adapters
+
     def with_merged(self, merged: bool) -> "Adapters":
         """The same in the weights, or beside them.
 
@@ -138,6 +149,24 @@ class LoraMethods(ABC):
         replace(self.args, lora_path=named, lora_nickname="default").check_combinations(None)
         adapters = self._adapt(lambda now: now.with_adapter(lora_nickname, lora_path, strength, accumulate))
         return adapters.known[lora_nickname]
+
+    @property
+    def active_loras(self) -> dict[str, float]:
+        """The strengths of the LoRAs that work, by nickname, in the order in which they were set."""
+        return dict(self._adapters.active)
+
+    def use_lora_adapters(self, strengths: Mapping[str, float]) -> None:
+        """Have exactly these LoRAs change the videos from now on; without any, videos are again as without LoRAs.
+
+        Args:
+            strengths: by nickname, of LoRAs that `set_lora_adapter` was given before, at whatever strength.
+
+        Raises:
+            ValueError: a name that is not known, or a strength that is no number. What worked before works on.
+            WorkerError: with several devices, a process failed by itself.
+        """
+        if list(strengths.items()) != list(self._adapters.active.items()):
+            self._adapt(lambda now: now.with_only(strengths))
 
     def merge_lora_weights(self) -> None:
         """Add the LoRAs that work to the weights, so that they take no time; those set later are merged too.

@@ -311,7 +311,9 @@ def _film(file: Any, name: str) -> Iterator[torch.Tensor]:
         for frame in container.decode(video=0):
             check_size(frame.width, frame.height, name)
             tagged = BT709 if frame.colorspace == BT709 else None
-            yield torch.from_numpy(frame.to_ndarray(format="rgb24", src_colorspace=tagged))
+            pixels = frame.to_ndarray(format="rgb24", src_colorspace=tagged)
+            # telephones write frames as their sensors have them, and how to turn them
+            yield torch.from_numpy(np.rot90(pixels, round(frame.rotation / 90)).copy() if frame.rotation else pixels)
 
 
 # ---- Size, and what a clip's file says ----

@@ -272,7 +272,7 @@ def test_fields_of_requests_to_the_server() -> None:
     from fastvideo.entrypoints.serve.requests import VideoRequest
 
     documented = first_column(section("docs/serving.md", "### The request"))
-    assert set(documented) == {*VideoRequest.model_fields, "input_reference"}
+    assert set(documented) == set(VideoRequest.model_fields)
 
 
 def test_fields_of_results_and_progress() -> None:

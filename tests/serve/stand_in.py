@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,22 +11,57 @@ from typing import Any
 import numpy as np
 import uvicorn
 
-from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.configs.entries import ModelEntry
+from fastvideo.configs.sample.base import MEDIA, SamplingParam
 from fastvideo.entrypoints.media import write_video
+from fastvideo.entrypoints.media_inputs import read_media
 from fastvideo.entrypoints.serve.app import create_app
 from fastvideo.entrypoints.serve.context import Server
 from fastvideo.entrypoints.serve.settings import ServerSettings
 from fastvideo.pipelines.pipeline_batch_info import CancelToken, Control, Progress
 
+PACKAGE = "tests.serve.stand_in"
 SMALL = {"height": 32, "width": 32, "num_frames": 5, "fps": 8, "num_inference_steps": 4, "guidance_scale": 3.0}
 PATIENCE = 120.0
 """Seconds; the machine may have other things to do."""
 
 
+class FromText(SamplingParam):
+    """Of a model that takes nothing beside a prompt."""
+
+
+class FromImage(SamplingParam):
+    """Of a model that needs an image."""
+
+    needs = ("image",)
+
+
+class FromImages(SamplingParam):
+    """Of a model that needs the first and the last frame."""
+
+    needs = ("image", "last_image")
+
+
+class FromVideo(SamplingParam):
+    """Of a model that takes videos and masks."""
+
+    takes = ("video", "mask", "reference_images", "strength")
+
+
 class StandIn:
     """What a server needs of a `VideoGenerator`. A prompt that holds "fail" fails; `hold` keeps jobs at their step."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[SamplingParam] = FromText) -> None:
+        """`kind` says what the model needs and takes."""
+        self.kind = kind
+        self.entry = ModelEntry(name="stand-in", description="", pipeline_class="", pipeline="", pipeline_config="",
+                                sampling=f"{PACKAGE}:{kind.__name__}")  # fmt: skip
+        self.known: dict[str, str] = {}
+        self.active_loras: Mapping[str, float] = {}
+        self.shown: list[dict[str, Any]] = []
+        """The media of each video."""
+        self.adapted: list[dict[str, float]] = []
+        """The LoRAs of each video."""
         self.go = threading.Event()
         self.go.set()
         self.pace = 0.0
@@ -36,12 +71,24 @@ class StandIn:
         self.shut = False
 
     def check_request(self, prompt: str, sampling_param: SamplingParam | None = None, **fields: Any) -> SamplingParam:
+        media = {name: fields.pop(name) for name in MEDIA if name in fields}
         sampling = SamplingParam(**SMALL)
         sampling.update(**fields)
         sampling.check()
         sampling.check_sizes(16, 4)
-        sampling.check_inputs((), SamplingParam)
+        sampling.check_inputs(tuple(media), self.kind)
+        read_media(sampling, media)
         return sampling
+
+    def set_lora_adapter(
+        self, lora_nickname: str, lora_path: str | None = None, strength: float = 1.0, accumulate: bool = False
+    ) -> None:
+        assert (strength, accumulate) == (0, True)
+        self.known[lora_nickname] = str(lora_path)
+
+    def use_lora_adapters(self, strengths: Mapping[str, float]) -> None:
+        assert set(strengths) <= set(self.known)
+        self.active_loras = dict(strengths)
 
     def generate_video(
         self, prompt: str, sampling_param: SamplingParam | None = None, *,
@@ -49,6 +96,8 @@ class StandIn:
         **fields: Any,
     ) -> Any:  # fmt: skip
         sampling = self.check_request(prompt, **fields)
+        self.shown.append({name: fields.pop(name) for name in MEDIA if name in fields})
+        self.adapted.append(dict(self.active_loras))
         self.fields.append(fields)
         assert progress is not None
         assert cancel is not None

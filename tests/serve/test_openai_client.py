@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from fastvideo.entrypoints.media import read_frames, read_metadata
+from fastvideo.entrypoints.serve.body import unflattened
+from fastvideo.entrypoints.serve.errors import ApiError
 from tests.serve.stand_in import Running, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
@@ -180,3 +182,14 @@ def test_bodies_that_are_no_request(web: httpx.Client, body: bytes) -> None:
 def test_quality_sets_the_steps(web: httpx.Client, quality: str, steps: int) -> None:
     made = web.post("/v1/videos", json={"prompt": "kite", "quality": quality}).json()
     assert made["num_inference_steps"] == steps
+
+
+def test_forms_with_brackets() -> None:
+    assert unflattened({"video[id]": ["x"], "prompt": ["p"]}) == {"video": {"id": "x"}, "prompt": "p"}
+    two = {"loras[][name]": ["a", "b"], "loras[][strength]": ["1", "2"]}
+    assert unflattened(two) == {"loras": [{"name": "a", "strength": "1"}, {"name": "b", "strength": "2"}]}
+    assert unflattened({"a[]": ["1", "2"]}) == {"a": ["1", "2"]}
+    for bad in ({"a": ["1", "2"]}, {"a": ["1"], "a[x]": ["2"]}, {"a[]": ["1"], "a[][x]": ["1"]},
+                {"a[][x]": ["1", "2"], "a[][y]": ["1"]}, {"a[x]": ["1"], "a[][y]": ["1"]}):  # fmt: skip
+        with pytest.raises(ApiError):
+            unflattened(bad)

@@ -19,12 +19,15 @@ def run(options: Namespace) -> int:
     """Make the clip again and say whether it is the same; 1 when it is not.
 
     Raises:
-        ValueError: the file carries no metadata, or the model's weights are others and `--force` is not given.
+        ValueError: the file carries no metadata, is joined from two videos, or the model's weights are others and
+            `--force` is not given.
     """
     from fastvideo.entrypoints import media
 
     clip = Path(options.clip)
     metadata = media.read_metadata(clip)
+    require("extends" not in metadata, "clip", str(clip), "is a video and what a server made to follow it, joined",
+            "there is no way to make it again")  # fmt: skip
     settings = settings_of(metadata, clip)
     compare_inputs(settings["sampling"], options, metadata["inputs"], force=options.force)
     target = media.output_file(options.output or default_output(clip), settings["prompt"], clip.suffix or ".mp4")

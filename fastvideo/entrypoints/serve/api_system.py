@@ -73,7 +73,7 @@ def system_routes(server: Server, access: Access) -> APIRouter:
     @router.post("/v1/images/generations", openapi_extra=body_schema(ImageRequest))
     async def images(request: Request, caller: Annotated[Caller, Depends(write)]) -> dict[str, Any]:
         """Make images and wait for them; a client that goes away cancels them."""
-        asked = parsed(ImageRequest, (await read_body(request, files=())).fields)
+        asked = parsed(ImageRequest, (await read_body(request)).fields)
         size = None if asked.size == "auto" else asked.size
         if asked.model is not None and asked.model not in server.names:
             raise ApiError(400, f"model: {asked.model!r} is not served here; there is {', '.join(server.names)}",

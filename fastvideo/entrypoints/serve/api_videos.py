@@ -11,9 +11,11 @@ from fastvideo.entrypoints.serve.auth import Access
 from fastvideo.entrypoints.serve.body import Body, parsed, read_body
 from fastvideo.entrypoints.serve.context import Server
 from fastvideo.entrypoints.serve.errors import ApiError
+from fastvideo.entrypoints.serve.intake import given_by, references_of
 from fastvideo.entrypoints.serve.keys import Caller
 from fastvideo.entrypoints.serve.records import COMPLETED, OPEN, Job
-from fastvideo.entrypoints.serve.requests import RemixRequest, VideoRequest
+from fastvideo.entrypoints.serve.references import VIDEO
+from fastvideo.entrypoints.serve.requests import REFERENCES, EditRequest, ExtendRequest, RemixRequest, VideoRequest
 from fastvideo.entrypoints.serve.views import Deleted, Video, VideoList, status_of
 from fastvideo.entrypoints.serve.waiting import wait_for_end
 
@@ -23,14 +25,17 @@ IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_lengt
 Variant = Literal["video", "thumbnail", "spritesheet"]
 
 
-def body_schema(model: type[Any], *, upload: bool = False) -> dict[str, Any]:
-    """The body of `model` in the OpenAPI document, which is JSON or a form."""
+def body_schema(model: type[Any]) -> dict[str, Any]:
+    """The body of `model` in the OpenAPI document, which is JSON or a form; references may be uploads in a form."""
     json_schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     json_schema.pop("$defs", None)
     form = dict(json_schema)
-    if upload:
-        reference = {"type": "string", "format": "binary", "description": "An image, where the model takes one."}
-        form["properties"] = json_schema["properties"] | {"input_reference": reference}
+    uploads = {
+        name: {"anyOf": [{"type": "string", "format": "binary"}, {"$ref": "#/components/schemas/Link"}],
+               "description": model.model_fields[name].description}
+        for name in REFERENCES if name in model.model_fields
+    }  # fmt: skip
+    form["properties"] = json_schema["properties"] | uploads
     content = {"application/json": {"schema": json_schema}, "multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "content": content}}
 
@@ -47,10 +52,10 @@ def video_routes(server: Server, access: Access) -> APIRouter:
 
 def _making_routes(router: APIRouter, server: Server, write: Callable[..., Caller]) -> None:
     async def submitted(request: Request, caller: Caller, key: str | None) -> tuple[Job, bool]:
-        body = await read_body(request)
+        body = await read_body(request, REFERENCES)
         return await run_in_threadpool(submit_video, server, body, caller, key)
 
-    @router.post("", response_model=Video, openapi_extra=body_schema(VideoRequest, upload=True))
+    @router.post("", response_model=Video, openapi_extra=body_schema(VideoRequest))
     async def create(
         request: Request, caller: Annotated[Caller, Depends(write)], idempotency_key: IdempotencyKey = None
     ) -> JSONResponse:
@@ -59,7 +64,7 @@ def _making_routes(router: APIRouter, server: Server, write: Callable[..., Calle
         headers = {"openai-poll-after-ms": POLL_MS} | ({} if new else {"Idempotent-Replayed": "true"})
         return JSONResponse(await run_in_threadpool(server.show, job), headers=headers)
 
-    @router.post("/sync", response_class=Response, openapi_extra=body_schema(VideoRequest, upload=True),
+    @router.post("/sync", response_class=Response, openapi_extra=body_schema(VideoRequest),
                  responses={200: {"content": {"video/mp4": {}}}})  # fmt: skip
     async def create_sync(
         request: Request, caller: Annotated[Caller, Depends(write)], idempotency_key: IdempotencyKey = None
@@ -79,23 +84,53 @@ def _making_routes(router: APIRouter, server: Server, write: Callable[..., Calle
         job = await run_in_threadpool(submit_remix, server, video_id, body, caller, idempotency_key)
         return JSONResponse(await run_in_threadpool(server.show, job), headers={"openai-poll-after-ms": POLL_MS})
 
-    @router.post("/edits", response_model=Video)
-    @router.post("/extensions", response_model=Video)
-    async def edit(request: Request, caller: Annotated[Caller, Depends(write)]) -> None:
-        """Make a video from a video: no model that is served here can."""
-        what = "edit" if request.url.path.endswith("edits") else "extend"
-        raise ApiError(400, f"video: {server.names[0]} cannot {what} videos; it makes them from text",
-                       param="video", code="unsupported_by_model")  # fmt: skip
+    @router.post("/edits", response_model=Video, openapi_extra=body_schema(EditRequest))
+    async def edit(
+        request: Request, caller: Annotated[Caller, Depends(write)], idempotency_key: IdempotencyKey = None
+    ) -> JSONResponse:
+        """Make a video from a video, where the model takes one: an upload, or the id of one that is completed."""
+        body = await read_body(request, REFERENCES)
+        job = await run_in_threadpool(submit_edit, server, body, caller, idempotency_key)
+        return JSONResponse(await run_in_threadpool(server.show, job), headers={"openai-poll-after-ms": POLL_MS})
+
+    @router.post("/extensions", response_model=Video, openapi_extra=body_schema(ExtendRequest))
+    async def extend(
+        request: Request, caller: Annotated[Caller, Depends(write)], idempotency_key: IdempotencyKey = None
+    ) -> JSONResponse:
+        """Make a video longer, where the model starts from an image: from its last frame, joined to it."""
+        body = await read_body(request, ("video",))
+        job = await run_in_threadpool(submit_extension, server, body, caller, idempotency_key)
+        return JSONResponse(await run_in_threadpool(server.show, job), headers={"openai-poll-after-ms": POLL_MS})
 
 
 def submit_video(server: Server, body: Body, caller: Caller, key: str | None) -> tuple[Job, bool]:
     """Queue what `body` asks for."""
     plans = server.plans
-    if body.upload is not None or any(name.startswith("input_reference") for name in body.fields):
-        raise ApiError(400, f"input_reference: {server.names[0]} takes no image; leave it out",
-                       param="input_reference", code="unsupported_by_model")  # fmt: skip
-    plan = plans.video(parsed(VideoRequest, body.fields))
+    asked = parsed(VideoRequest, body.fields)
+    if "video" in body.uploads:
+        raise ApiError(
+            400, "video: no such field; POST /v1/videos/edits has it", param="video", code="unknown_parameter"
+        )
+    plan = plans.video(asked, given_by(server, asked, body, caller))
     return server.submit(plan, caller, key=key, digest=body.digest)
+
+
+def submit_edit(server: Server, body: Body, caller: Caller, key: str | None) -> Job:
+    """Queue an edit."""
+    plans = server.plans
+    plans.kinds("video")
+    asked = parsed(EditRequest, body.fields)
+    plan = plans.video(asked, given_by(server, asked, body, caller))
+    return server.submit(plan, caller, key=key, digest=f"edit {body.digest}")[0]
+
+
+def submit_extension(server: Server, body: Body, caller: Caller, key: str | None) -> Job:
+    """Queue an extension."""
+    plans = server.plans
+    plans.check_extends()
+    asked = parsed(ExtendRequest, body.fields)
+    plan = plans.extension(asked, given_by(server, asked, body, caller, {"video": (VIDEO,)}))
+    return server.submit(plan, caller, key=key, digest=f"extend {body.digest}")[0]
 
 
 def submit_remix(server: Server, video_id: str, body: Body, caller: Caller, key: str | None) -> Job:
@@ -106,7 +141,7 @@ def submit_remix(server: Server, video_id: str, body: Body, caller: Caller, key:
     if source.state != COMPLETED:
         raise ApiError(400, f"video_id: {source.id} is {status_of(source)}; only a completed video can be remixed",
                        param="video_id", code="not_completed")  # fmt: skip
-    plan = plans.remix(prompt, source.sampling)
+    plan = plans.remix(prompt, source.sampling, references_of(server, source))
     return server.submit(plan, caller, remixed_from=source.id, key=key, digest=f"{source.id} {body.digest}")[0]
 
 

@@ -21,7 +21,7 @@ from fastvideo.entrypoints.serve.auth import Access
 from fastvideo.entrypoints.serve.body import of_validation
 from fastvideo.entrypoints.serve.context import Server
 from fastvideo.entrypoints.serve.errors import ApiError
-from fastvideo.entrypoints.serve.requests import Lora
+from fastvideo.entrypoints.serve.requests import Link, Lora
 from fastvideo.entrypoints.serve.settings import LOOPBACK_NAMES, MB
 from fastvideo.entrypoints.serve.studio_mount import add_studio
 from fastvideo.logger import init_logger
@@ -89,7 +89,8 @@ def _handle_errors(app: FastAPI, server: Server) -> None:
 def _describe(app: FastAPI) -> None:
     """Put the types that bodies refer to into the OpenAPI document."""
     document = app.openapi()
-    document.setdefault("components", {}).setdefault("schemas", {})["Lora"] = Lora.model_json_schema()
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas |= {"Lora": Lora.model_json_schema(), "Link": Link.model_json_schema()}
 
 
 class Gate:

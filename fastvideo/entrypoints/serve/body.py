@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -12,6 +14,10 @@ from starlette.requests import Request
 from fastvideo.entrypoints.serve.errors import ApiError
 
 MAX_FIELDS = 64
+MAX_PART = 1 << 40
+"""No limit of its own for a field: a data URL may be most of a body, and that has a limit."""
+STRUCTURED = ("loras", "input_reference", "last_frame", "mask", "video")
+NESTED = re.compile(r"(?P<base>[^\[\]]+)(?P<list>\[\])?(?:\[(?P<key>[^\[\]]+)\])?")
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 M = TypeVar("M", bound=BaseModel)
@@ -22,19 +28,19 @@ class Body:
     """What a client sent."""
 
     fields: dict[str, Any]
-    upload: bytes | None = None
-    """The file `input_reference`."""
-    filename: str = ""
-    """What the client calls it; never used as a path."""
+    uploads: dict[str, bytes] = field(default_factory=dict)
+    """Files, by the field; what a client calls them is not kept."""
 
     @property
     def digest(self) -> str:
         """Of everything in it."""
-        text = json.dumps(self.fields, sort_keys=True).encode()
-        return hashlib.sha256(text + b"\0" + (self.upload or b"")).hexdigest()
+        digest = hashlib.sha256(json.dumps(self.fields, sort_keys=True).encode())
+        for name, data in sorted(self.uploads.items()):
+            digest.update(f"\0{name}\0{len(data)}\0".encode() + data)
+        return digest.hexdigest()
 
 
-async def read_body(request: Request, files: tuple[str, ...] = ("input_reference",)) -> Body:
+async def read_body(request: Request, files: Collection[str] = ()) -> Body:
     """The body of `request`; `files` are the fields that may be uploads.
 
     Raises:
@@ -55,28 +61,66 @@ async def read_body(request: Request, files: tuple[str, ...] = ("input_reference
     return Body(fields)
 
 
-async def _read_form(request: Request, files: tuple[str, ...]) -> Body:
-    fields: dict[str, Any] = {}
-    upload, filename = None, ""
-    async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
+async def _read_form(request: Request, files: Collection[str]) -> Body:
+    fields: dict[str, list[str]] = {}
+    uploads: dict[str, bytes] = {}
+    async with request.form(max_files=len(files) + 1, max_fields=MAX_FIELDS, max_part_size=MAX_PART) as form:
         for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                if name not in files:
-                    raise ApiError(400, f"{name}: is not a file", param=name, code="invalid_value")
-                upload, filename = await value.read(), value.filename or ""
-            elif name in fields:
-                raise ApiError(400, f"{name}: is given twice", param=name, code="invalid_value")
+            if not isinstance(value, UploadFile):
+                fields.setdefault(name, []).append(value)
+            elif name not in files:
+                raise ApiError(400, f"{name}: is not a file", param=name, code="invalid_value")
+            elif name in uploads:
+                raise _twice(name)
             else:
-                fields[name] = value
-    return Body({name: _structured(name, value) for name, value in fields.items()}, upload, filename)
+                uploads[name] = await value.read()
+    nested = unflattened(fields)
+    for name in uploads:
+        if name in nested:
+            raise _twice(name)
+    return Body({name: _structured(name, value) for name, value in nested.items()}, uploads)
 
 
-def _structured(name: str, value: str) -> Any:
-    """A field of a form; lists and objects are JSON there."""
-    if name in ("loras", "input_reference") and value[:1] in ("[", "{"):
+def _twice(name: str) -> ApiError:
+    return ApiError(400, f"{name}: is given twice", param=name, code="invalid_value")
+
+
+def unflattened(fields: dict[str, list[str]]) -> dict[str, Any]:
+    """Fields of a form with lists and objects in brackets, as the `openai` package writes them.
+
+    `video[id]` is a field of the object `video`, `names[]` an item of the list `names`, and `loras[][name]` a field of
+    an item of the list of objects `loras`: of the n-th one, where it is the n-th of that name.
+
+    Raises:
+        ApiError: 400; a field is given twice, or in two ways, or objects of a list lack a field that others have.
+    """
+    made: dict[str, Any] = {}
+    for name, values in fields.items():
+        found = NESTED.fullmatch(name)
+        base, a_list, key = (found["base"], found["list"], found["key"]) if found else (name, None, None)
+        if (base in made and key is None) or (len(values) > 1 and not a_list):
+            raise _twice(base)
+        if key is None:
+            made[base] = values if a_list else values[0]
+            continue
+        kind: type[Any] = list if a_list else dict
+        whole = made.setdefault(base, [{} for _ in values] if a_list else {})
+        matches = isinstance(whole, kind) and (
+            kind is dict or (len(whole) == len(values) and isinstance(whole[0], dict))
+        )
+        if not matches:
+            raise ApiError(400, f"{base}: is not well formed; give it as JSON", param=base, code="invalid_value")
+        for place, value in zip(whole if a_list else [whole], values, strict=True):
+            place[key] = value
+    return made
+
+
+def _structured(name: str, value: Any) -> Any:
+    """A field of a form; lists and objects may be JSON there."""
+    if isinstance(value, str) and name in STRUCTURED and value[:1] in ("[", "{"):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     return value
 
@@ -99,7 +143,7 @@ def of_validation(errors: Any) -> ApiError:
     path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     name = path[0] if path else None
     if first["type"] == "extra_forbidden":
-        return ApiError(400, f"{name}: no such field", param=name, code="unknown_parameter")
+        return ApiError(400, f"{'.'.join(path)}: no such field", param=name, code="unknown_parameter")
     if first["type"] == "missing":
         return ApiError(400, f"{name}: is missing", param=name, code="missing_required_parameter")
     return ApiError(400, f"{'.'.join(path) or 'request'}: {first['msg']}", param=name, code="invalid_value")

@@ -10,10 +10,11 @@ from typing import IO, Any
 from fastvideo.entrypoints.serve.errors import ApiError
 from fastvideo.entrypoints.serve.events import Hub
 from fastvideo.entrypoints.serve.files import FileStore
+from fastvideo.entrypoints.serve.intake import drop, kept
 from fastvideo.entrypoints.serve.keys import Caller
 from fastvideo.entrypoints.serve.metrics import Metrics
+from fastvideo.entrypoints.serve.planner import Plan, Planner
 from fastvideo.entrypoints.serve.records import ID_PATTERN, QUEUED, RUNNING, Ids, Job
-from fastvideo.entrypoints.serve.requests import Plan, Planner
 from fastvideo.entrypoints.serve.retention import Sweeper
 from fastvideo.entrypoints.serve.runner import Generator, Runner
 from fastvideo.entrypoints.serve.settings import ServerSettings
@@ -75,6 +76,11 @@ class Server:
         """A folder for copies of files that lie elsewhere."""
         return Path(self.settings.data_dir).absolute() / f"cache-{self.settings.replica}"
 
+    @property
+    def scratch(self) -> Path:
+        """A folder for files that are being made; the runner empties it at the start."""
+        return Path(self.settings.data_dir).absolute() / f"scratch-{self.settings.replica}"
+
     def start(self) -> None:
         """Clean up after a server that died, then start to load and to work."""
         self._sweeper.drop_orphans()
@@ -121,21 +127,27 @@ class Server:
         """
         if plan.priority > 0:
             caller.require("priority")
+        job_id = self.ids.new(kind)
+        # before the job is there, so that none is there without them
+        parts = kept(self, job_id, plan.inputs)
         job = Job(
-            id=self.ids.new(kind), kind=kind, replica=self.settings.replica, owner=caller.owner, state=QUEUED,
+            id=job_id, kind=kind, replica=self.settings.replica, owner=caller.owner, state=QUEUED,
             priority=plan.priority, created_at=time.time(), model=str(plan.request.get("model") or self.names[0]),
-            prompt=plan.prompt, request=plan.request, sampling=plan.sampling, remixed_from=remixed_from, files={},
-            result={},
+            prompt=plan.prompt, request=plan.request, sampling=plan.sampling, remixed_from=remixed_from, files=parts,
+            nbytes=sum(part["bytes"] for part in parts.values()), result={},
         )  # fmt: skip
         limits = Limits(self.settings.max_queue, caller.max_jobs or self.settings.max_jobs_per_key)
         try:
             job, new = self.store.admit(job, limits, key, digest)
         except ApiError as error:
+            drop(self, parts.values())
             if error.status == 429:
                 error.headers["Retry-After"] = str(self.retry_after())
             raise
         if new:
             self.runner.announce()
+        else:
+            drop(self, parts.values())
         return job, new
 
     def retry_after(self) -> int:

@@ -1,7 +1,9 @@
 """Finished files: in a folder behind fsspec, under names that the server makes."""
 
 import io
+import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +46,17 @@ class FileStore:
         self._fs.mv(temporary_name, f"{self._root}/{name}")
         local.unlink()
         return nbytes
+
+    def write(self, data: bytes, name: str, folder: Path) -> int:
+        """Put `data` in as `name`, by way of a file in `folder` of this machine; gives its size in bytes."""
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            return self.put(Path(file.name), name)
+        finally:
+            Path(file.name).unlink(missing_ok=True)
 
     def path(self, name: str) -> Path | None:
         """Where `name` lies on this machine; None when it lies elsewhere."""

@@ -3,7 +3,7 @@
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,9 @@ from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.serve.assets import write_spritesheet, write_thumbnail
 from fastvideo.entrypoints.serve.events import Hub
 from fastvideo.entrypoints.serve.files import FileStore
+from fastvideo.entrypoints.serve.making import Loras, joined, media_for
 from fastvideo.entrypoints.serve.metrics import Metrics
+from fastvideo.entrypoints.serve.planner import Model
 from fastvideo.entrypoints.serve.records import RUNNING, Job
 from fastvideo.entrypoints.serve.settings import ServerSettings
 from fastvideo.entrypoints.serve.store import Store
@@ -28,17 +30,25 @@ NOTE_SECONDS = 1.0
 """Between two notes of the progress in the database."""
 
 
-class Generator(Protocol):
+class Generator(Model, Protocol):
     """The part of `VideoGenerator` that a server uses."""
-
-    def check_request(self, prompt: str, sampling_param: SamplingParam | None = None, **fields: Any) -> SamplingParam:
-        """See `VideoGenerator`."""
 
     def generate_video(
         self, prompt: str, sampling_param: SamplingParam | None = None, *,
         progress: Callable[[Progress], None] | None = None, cancel: CancelToken | None = None, preview_every: int = 0,
         **fields: Any,
     ) -> Any:  # fmt: skip
+        """See `VideoGenerator`."""
+
+    @property
+    def active_loras(self) -> Mapping[str, float]:
+        """See `VideoGenerator`."""
+
+    def set_lora_adapter(self, lora_nickname: str, lora_path: str | None = None, strength: float = 1.0,
+                         accumulate: bool = False) -> Any:  # fmt: skip
+        """See `VideoGenerator`."""
+
+    def use_lora_adapters(self, strengths: Mapping[str, float]) -> None:
         """See `VideoGenerator`."""
 
     def shutdown(self) -> None:
@@ -92,6 +102,7 @@ class Runner(threading.Thread):
             self._scratch.mkdir(parents=True)
             generator = self._load()
             try:
+                self._loras = Loras(generator, self._settings.loras)
                 self.on_ready(generator)
                 self.generator = generator
                 self._metrics.ready.set(1)
@@ -188,8 +199,10 @@ class Runner(threading.Thread):
         target = folder / "video.mp4" if job.kind == "video" else folder / "images" / "%04d.png"
         fields = job.sampling | {"output_path": str(target), "save_video": True, "return_frames": True}
         every = self._settings.preview_every if job.kind == "video" else 0
+        media = media_for(job, self._files, folder)
+        self._loras.use(fields.pop("loras", []))
         made = generator.generate_video(
-            job.prompt, progress=report, cancel=current.token, preview_every=every, **fields
+            job.prompt, progress=report, cancel=current.token, preview_every=every, **fields, **media
         )
         return made if isinstance(made, list) else [made]
 
@@ -198,8 +211,9 @@ class Runner(threading.Thread):
         parts: list[tuple[str, Path, str]] = []
         if job.kind == "video":
             sheet, thumbnail = folder / "sheet.jpg", folder / "thumbnail.webp"
-            write_spritesheet(results[0].frames, sheet)
-            write_thumbnail(results[0].frames, thumbnail)
+            frames = joined(job, results[0], self._files, folder)
+            write_spritesheet(frames, sheet)
+            write_thumbnail(frames, thumbnail)
             parts = [("video", Path(results[0].video_path), "video/mp4"), ("thumbnail", thumbnail, "image/webp"),
                      ("spritesheet", sheet, "image/jpeg")]  # fmt: skip
         else:
@@ -212,7 +226,7 @@ class Runner(threading.Thread):
         first = results[0]
         times, peak = dict(first.stage_times), first.peak_memory_mb
         summary = {"generation_seconds": first.generation_time, "stage_seconds": times, "peak_memory_mb": peak}
-        if self._store.complete(job.id, files, summary):
+        if self._store.complete(job.id, job.files | files, summary):
             self._measure(times, peak, job)
             logger.info("%s: done in %.1f s", job.id, first.generation_time)
         else:  # another has ended the job meanwhile

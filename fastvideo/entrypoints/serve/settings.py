@@ -46,6 +46,8 @@ class ServerSettings(Assignable):
     """Origins whose pages may call the API from a browser; none: no other site's."""
     studio: bool | None = None
     """Whether / is a page for people; None: if gradio is installed."""
+    loras: dict[str, str] = field(default_factory=dict)
+    """LoRAs that requests may ask for: a name, and the file, folder or Hub id that it stands for."""
     max_queue: int = 100
     """Jobs that may wait; a client whose job is one too many gets a 429."""
     max_jobs_per_key: int = 50
@@ -58,6 +60,16 @@ class ServerSettings(Assignable):
     """Of prompts and negative prompts."""
     max_upload_mb: float = 20.0
     """Largest body of a request."""
+    max_image_megapixels: float = 50.0
+    """Largest image, or frame of a video, that a client may send, in millions of pixels."""
+    max_video_megapixels: float = 300.0
+    """Largest video that a client may send, in millions of pixels in all frames."""
+    max_video_seconds: float = 60.0
+    """Longest video that a client may send."""
+    reference_urls: bool = False
+    """Whether images and videos are fetched from URLs that clients give, from public addresses alone."""
+    reference_url_seconds: float = 10.0
+    """Seconds that fetching one may take; it may be as large as a body."""
     job_timeout: float = 3600.0
     """Seconds that a job may run."""
     queue_timeout: float = 86_400.0
@@ -108,12 +120,14 @@ class ServerSettings(Assignable):
         for name in ("max_queue", "max_jobs_per_key", "max_steps", "max_prompt_characters", "max_attempts"):
             require_whole(name, getattr(self, name), 1)
         require_whole("preview_every", self.preview_every, 0)
-        for name in ("max_size_factor", "max_upload_mb", "job_timeout", "queue_timeout"):
+        for name in ("max_size_factor", "max_upload_mb", "max_image_megapixels", "max_video_megapixels",
+                     "max_video_seconds", "reference_url_seconds", "job_timeout", "queue_timeout"):  # fmt: skip
             require_number(name, getattr(self, name), 0)
             require(getattr(self, name) > 0, name, getattr(self, name), "must be more than 0")
         for name in ("keep_hours", "keep_gb"):
             require_number(name, getattr(self, name), 0)
-        require_bool("log_prompts", self.log_prompts)
+        for name in ("log_prompts", "reference_urls"):
+            require_bool(name, getattr(self, name))
         if self.studio is not None:
             require_bool("studio", self.studio)
         require(re.fullmatch("[a-z0-9]{1,20}", self.replica) is not None, "replica", self.replica,

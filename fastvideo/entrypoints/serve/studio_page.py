@@ -61,7 +61,7 @@ class Compare:
 def studio_app(server: Server, generator: Generator) -> FastAPI:
     """The page of a server whose model is loaded, as an application of its own."""
     studio = Studio(server)
-    limits = Limits.of(generator, server.plans.default, server.settings)
+    limits = Limits.of(server.plans, server.settings)
     keys = server.settings.needs_keys
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gr.mount_gradio_app(

@@ -4,13 +4,10 @@ import html
 from dataclasses import dataclass
 from typing import Any
 
-from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.entrypoints.serve.planner import Planner
 from fastvideo.entrypoints.serve.records import Job
-from fastvideo.entrypoints.serve.requests import Model
 from fastvideo.entrypoints.serve.settings import ServerSettings
 
-SEARCH = 128
-"""How far the next size that a model can make is looked for."""
 CAPTION = 60
 """Characters of a prompt in a list."""
 
@@ -44,20 +41,9 @@ class Limits:
     most_frames: int
 
     @classmethod
-    def of(cls, model: Model, default: SamplingParam, settings: ServerSettings) -> "Limits":
-        """Found by asking the model, from its default upwards."""
-
-        def step(name: str) -> int:
-            start: int = getattr(default, name)
-            for distance in range(1, SEARCH):
-                try:
-                    model.check_request("", None, **{name: start + distance})
-                except ValueError:
-                    continue
-                return distance
-            return SEARCH
-
-        pixels, frames, room = step("width"), step("num_frames"), settings.max_size_factor
+    def of(cls, planner: Planner, settings: ServerSettings) -> "Limits":
+        """From the steps in which the model makes sizes, and its default."""
+        default, pixels, frames, room = planner.default, planner.multiple, planner.frame_step, settings.max_size_factor
         side = int(max(default.width, default.height) * min(room, 2))
         most_frames = int(default.num_frames * min(room, 3))
         return cls(pixels, frames, side // pixels * pixels, (most_frames - 1) // frames * frames + 1)

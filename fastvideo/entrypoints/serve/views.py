@@ -10,7 +10,8 @@ from fastvideo.pipelines.pipeline_batch_info import Progress
 
 SPANS = {"text_encoding": (0.0, 2.0), "denoising": (2.0, 90.0), "decoding": (90.0, 99.0)}
 """Where a stage lies in a job, in percent."""
-OWN = ("num_frames", "fps", "num_inference_steps", "guidance_scale", "guidance_scale_2", "seed", "negative_prompt")
+OWN = ("num_frames", "fps", "num_inference_steps", "guidance_scale", "guidance_scale_2", "seed", "negative_prompt",
+       "strength", "loras")  # fmt: skip
 """Sampling parameters that a video shows."""
 
 
@@ -68,6 +69,13 @@ def seconds_of(sampling: dict[str, Any]) -> str:
     return f"{round(sampling['num_frames'] / sampling['fps'], 3):g}"
 
 
+def shown_sampling(job: Job) -> dict[str, Any]:
+    """The sampling parameters of a job as its video has them: with the frames that it continues, and no Nones."""
+    sampling = {name: value for name, value in job.sampling.items() if value is not None}
+    before = job.request.get("extends_frames")
+    return sampling | ({"num_frames": before + sampling["num_frames"] - 1} if before else {})
+
+
 def video_of(job: Job, *, live: dict[str, Any] | None = None, position: int | None = None,
              keep_hours: float = 0) -> dict[str, Any]:  # fmt: skip
     """The object `video` of a job.
@@ -78,7 +86,7 @@ def video_of(job: Job, *, live: dict[str, Any] | None = None, position: int | No
         position: how many jobs are ahead of one that waits.
         keep_hours: after which it is deleted; 0: never.
     """
-    sampling, running = job.sampling, live is not None and job.state == RUNNING
+    sampling, running = shown_sampling(job), live is not None and job.state == RUNNING
     made = {
         "id": job.id,
         "object": "video",
