@@ -54,7 +54,11 @@ def read_folder_index(folder: Path, layouts: Iterable[OfficialLayout]) -> RepoIn
 
 
 def read_repo_index(
-    repo: str, names: Collection[str], path_of: Callable[[str], Path], layouts: Iterable[OfficialLayout]
+    repo: str,
+    names: Collection[str],
+    path_of: Callable[[str], Path],
+    layouts: Iterable[OfficialLayout],
+    pipeline_class: str | None = None,
 ) -> RepoIndex:
     """The index of a repo, of a Diffusers-style one or of one in a layout in `layouts`.
 
@@ -62,22 +66,32 @@ def read_repo_index(
         repo: what to call it in messages.
         names: all its files.
         path_of: gives the local path of one of them.
-        layouts: of folders without `model_index.json`.
+        layouts: of folders whose `model_index.json` lists no components, or that have none.
+        pipeline_class: that of a registered id, where it is known.
 
     Raises:
         ValueError: neither `model_index.json` nor a known layout, or a JSON file that is broken.
     """
+    options: dict[str, Any] = {}
     if "model_index.json" in names:
-        return _diffusers_index(repo, names, path_of)
-    layout = _layout_of(repo, names, path_of, list(layouts))
+        index = _diffusers_index(repo, names, path_of)
+        if index.components or all(layout.pipeline_class != index.class_name for layout in layouts):
+            return index
+        pipeline_class, options = index.class_name, dict(index.options)
+    meant = [
+        layout for layout in layouts
+        if (not layout.named if pipeline_class is None else layout.pipeline_class == pipeline_class)
+    ]  # fmt: skip
+    layout = _layout_of(repo, names, path_of, meant)
     components = {part.name: _official_component(part, repo, names, path_of) for part in layout.components}
-    return RepoIndex(class_name=layout.pipeline_class, components=components, options=dict(layout.options))
+    return RepoIndex(class_name=layout.pipeline_class, components=components, options=dict(layout.options) | options)
 
 
 def _layout_of(
     repo: str, names: Collection[str], path_of: Callable[[str], Path], layouts: list[OfficialLayout]
 ) -> OfficialLayout:
-    """The layout of a repo without an index: its config is there, of the right class, and agrees with the signature."""
+    """The layout of a repo without a list of components: its config is there, of the right class, and agrees with the
+    signature."""
     there = {name: read_json(path_of(name)) for name in {layout.config_file for layout in layouts} if name in names}
     if not there:
         raise ValueError(
@@ -86,11 +100,11 @@ def _layout_of(
         )
     classed = [
         layout for layout in layouts
-        if layout.config_file in there and there[layout.config_file].get("_class_name") == layout.config_class
+        if layout.config_file in there and there[layout.config_file].get("_class_name") in layout.config_classes
     ]  # fmt: skip
     if not classed:
         found = next(iter(there.values())).get("_class_name")
-        known = ", ".join(sorted({layout.config_class for layout in layouts}))
+        known = ", ".join(sorted({name for layout in layouts for name in layout.config_classes}))
         raise ValueError(
             f"{repo}: has no model_index.json, and config.json is of _class_name={found!r}; official "
             f"layouts are known for {known}; give a Diffusers-style repo"

@@ -94,7 +94,7 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     (".pth", lambda path: torch.save(torch.nn.Linear(2, 2), path), "pickle of something else than weights"),
     (".pth", lambda path: torch.save([torch.ones(2)], path), "holds a list, must be a state dict"),
     (".pth", lambda path: torch.save({}, path), "holds a dict, must be a state dict"),
-    (".pth", lambda path: torch.save({"model": STATE}, path), "entry 'model' is a dict, not a tensor"),
+    (".pth", lambda path: torch.save({"model": {"ema": STATE}}, path), "entry 'model.ema' is a dict, not a tensor"),
     (".pth", lambda path: torch.save({"step": 3}, path), "entry 'step' is a int, not a tensor"),
 ]
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import UnionType
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -75,9 +75,13 @@ class ParamNamesMapping:
     rules: tuple[Rename, ...] = ()
     drop: tuple[str, ...] = ()
     tied: tuple[tuple[str, ...], ...] = ()
+    prefix: str = ""
+    """What does not begin with it is dropped."""
 
     def __call__(self, name: str) -> Target | None:
         """Our target for checkpoint name `name`; None when it is dropped."""
+        if not name.startswith(self.prefix):
+            return None
         if any(_substitute(pattern, pattern, name) is not None for pattern in self.drop):
             return None
         for rule in self.rules:
@@ -85,6 +89,13 @@ class ParamNamesMapping:
             if target is not None:
                 return Target(target, rule.part, rule.parts)
         return Target(name)
+
+    def behind(self, prefix: str) -> "ParamNamesMapping":
+        """The same of a checkpoint whose names begin with `prefix`; what else it holds is dropped."""
+        rules = tuple(replace(rule, source=prefix + rule.source) for rule in self.rules)
+        tied = tuple(tuple(prefix + name for name in group) for group in self.tied)
+        drop = tuple(prefix + name for name in self.drop)
+        return ParamNamesMapping((*rules, Rename(f"{prefix}*", "*")), drop, tied, prefix)
 
     def repeated(self, names: Collection[str]) -> frozenset[str]:
         """Those of a checkpoint's `names` that hold once more what an earlier name of their `tied` group holds."""

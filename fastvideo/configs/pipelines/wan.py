@@ -133,7 +133,7 @@ _IMAGE_ENCODER = (
 )  # fmt: skip
 
 OFFICIAL_LAYOUT = OfficialLayout(
-    config_class="WanModel",
+    config_classes=("WanModel",),
     pipeline_class="WanPipeline",
     signature=(("model_type", "t2v"),),
     components=(_transformer("transformer"), *_around(3.0)),
@@ -141,7 +141,7 @@ OFFICIAL_LAYOUT = OfficialLayout(
 """A flat folder of Wan 2.1 text-to-video."""
 
 OFFICIAL_I2V_LAYOUT = OfficialLayout(
-    config_class="WanModel",
+    config_classes=("WanModel",),
     pipeline_class="WanImageToVideoPipeline",
     signature=(("model_type", "i2v"),),
     components=(_transformer("transformer"), *_IMAGE_ENCODER, *_around(3.0)),
@@ -149,7 +149,7 @@ OFFICIAL_I2V_LAYOUT = OfficialLayout(
 """A flat folder of Wan 2.1 image-to-video."""
 
 OFFICIAL_FLF2V_LAYOUT = OfficialLayout(
-    config_class="WanModel",
+    config_classes=("WanModel",),
     pipeline_class="WanImageToVideoPipeline",
     signature=(("model_type", "flf2v"),),
     components=(_transformer("transformer"), *_IMAGE_ENCODER, *_around(16.0)),
@@ -159,7 +159,7 @@ OFFICIAL_FLF2V_LAYOUT = OfficialLayout(
 _EXPERTS = (_transformer("transformer", "high_noise_model"), _transformer("transformer_2", "low_noise_model"))
 
 OFFICIAL_22_T2V_LAYOUT = OfficialLayout(
-    config_class="WanModel",
+    config_classes=("WanModel",),
     config_file="high_noise_model/config.json",
     pipeline_class="WanPipeline",
     signature=(("model_type", "t2v"),),
@@ -169,7 +169,7 @@ OFFICIAL_22_T2V_LAYOUT = OfficialLayout(
 """A folder of Wan 2.2 text-to-video with two transformers."""
 
 OFFICIAL_22_I2V_LAYOUT = OfficialLayout(
-    config_class="WanModel",
+    config_classes=("WanModel",),
     config_file="high_noise_model/config.json",
     pipeline_class="WanImageToVideoPipeline",
     signature=(("model_type", "i2v"),),
@@ -179,7 +179,7 @@ OFFICIAL_22_I2V_LAYOUT = OfficialLayout(
 """A folder of Wan 2.2 image-to-video with two transformers."""
 
 OFFICIAL_TI2V_LAYOUT = OfficialLayout(
-    config_class="WanModel",
+    config_classes=("WanModel",),
     pipeline_class="WanPipeline",
     signature=(("model_type", "ti2v"),),
     components=(_transformer("transformer"), *_around(5.0, vae="Wan2.2_VAE.pth")),
@@ -188,7 +188,7 @@ OFFICIAL_TI2V_LAYOUT = OfficialLayout(
 """A flat folder of Wan 2.2 text-and-image-to-video."""
 
 OFFICIAL_VACE_LAYOUT = OfficialLayout(
-    config_class="VaceWanModel",
+    config_classes=("VaceWanModel",),
     pipeline_class="WanVACEPipeline",
     components=(_transformer("transformer", class_name="WanVACETransformer3DModel"), *_around(3.0)),
 )

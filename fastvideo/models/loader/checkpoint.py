@@ -173,7 +173,10 @@ def open_safetensors(path: Path) -> Any:
 
 
 def _open_pickled(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in `path`, mapped. Only tensors are unpickled, so a hostile file runs nothing."""
+    """The state dict in `path`, mapped. Only tensors are unpickled, so a hostile file runs nothing.
+
+    Where it holds several by name, as trainers save them, they are one whose names begin with those, and a dot.
+    """
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
     if not zipped:
@@ -193,6 +196,9 @@ def _open_pickled(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path}: weight file is truncated or broken ({reason}); download it again") from None
     if not isinstance(value, dict) or not value:
         raise ValueError(f"{path}: holds a {type(value).__name__}, must be a state dict; save the state dict alone")
+    for name, tensor in dict(value).items():
+        if isinstance(name, str) and isinstance(tensor, dict) and tensor:
+            value |= {f"{name}.{inner}": one for inner, one in value.pop(name).items()}
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise ValueError(

@@ -44,7 +44,15 @@ def names_of(source: ComponentSource, arch: ArchConfig) -> ParamNamesMapping:
     if mapping is None:
         raise ValueError(f"component {source.name!r}: {source.class_name} has no official format; use a "
                          "Diffusers-style repo")  # fmt: skip
-    return mapping
+    prefix = prefix_of(source)
+    return mapping.behind(prefix) if prefix else mapping
+
+
+def prefix_of(source: ComponentSource) -> str:
+    """What the names of the weights of `source` begin with, of what its layout knows; empty where it knows none, or
+    none of the names does."""
+    names = source.header() if source.prefixes else ()
+    return next((prefix for prefix in source.prefixes if any(name.startswith(prefix) for name in names)), "")
 
 
 def gguf_names(source: ComponentSource, arch: ArchConfig) -> ParamNamesMapping:
@@ -67,7 +75,9 @@ def gguf_names(source: ComponentSource, arch: ArchConfig) -> ParamNamesMapping:
 def official_shapes(source: ComponentSource, arch_class: type[ArchConfig]) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors of `source`, whose names are the authors' own, or which is in a GGUF file in place of
     one whose are: under the authors' names."""
-    shapes = {name: info.shape for name, info in source.header().items()}
+    prefix = "" if source.gguf else prefix_of(source)
+    header = source.header().items()
+    shapes = {name.removeprefix(prefix): info.shape for name, info in header if name.startswith(prefix)}
     if not source.gguf:
         return shapes
     # the names of a family do not depend on the sizes that are wanted here

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastvideo.configs.registry import (
     official_layouts,
 )
 from fastvideo.configs.repo_index import IndexedComponent, RepoIndex, read_repo_index
-from fastvideo.models.loader.checkpoint import TensorInfo, merge_headers
+from fastvideo.models.loader.checkpoint import PICKLED, TensorInfo, merge_headers
 from fastvideo.models.loader.files import LocalFiles, RepoFiles, hub_files
 from fastvideo.utils import read_json, require
 
@@ -43,7 +44,10 @@ class ComponentSource:
     official: bool
     """Whether names and config are the authors' own, not those of Diffusers and Transformers."""
     weights: str | None
-    """Of its weight file as it would be called were it not split, where the layout fixes it."""
+    """Of its weight file as it would be called were it not split, where the layout fixes it; a pattern where it has a
+    `*`."""
+    prefixes: tuple[str, ...] = ()
+    """See `OfficialComponent`."""
     files: RepoFiles
     """What holds its weights, and where that is the repo its config."""
     gguf: bool = False
@@ -67,6 +71,8 @@ class ComponentSource:
         """
         prefix = f"{self.folder}/" if self.folder else ""
         candidates = (self.weights,) if self.weights else tuple(prefix + name for name in WEIGHT_NAMES)
+        if self.weights is not None and "*" in self.weights:
+            candidates = self._called(self.weights) or candidates
         for name in candidates:
             if f"{name}.index.json" in self.files.names:
                 return self._pieces(f"{name}.index.json")
@@ -106,6 +112,18 @@ class ComponentSource:
         names = [name for name in self.files.names if name.startswith(f"{self.folder}/")]
         require(bool(names), f"component {self.name!r}", self.folder, "has no files", "download the repo again")
         return self.files.fetch(names) / self.folder
+
+    def _called(self, pattern: str) -> tuple[str, ...]:
+        """The one weight file that `pattern` fits, if there is one."""
+        fitting = [
+            name for name in sorted(self.files.names)
+            if fnmatchcase(name, pattern) and name.endswith((*PICKLED, ".safetensors"))
+        ]  # fmt: skip
+        if len(fitting) > 1:
+            raise ValueError(
+                f"component {self.name!r}: {' and '.join(fitting)} may be its weights ({pattern}); keep one of them there"
+            )
+        return tuple(fitting)
 
     def _pieces(self, index: str) -> tuple[str, ...]:
         path = self.files.fetch((index,)) / index
@@ -161,7 +179,10 @@ def resolve_repo(model: str | Path, revision: str | None = None) -> Repo:
 
 
 def _resolve(model: str, files: RepoFiles, entry: ModelEntry | None) -> Repo:
-    index = read_repo_index(model, files.names, lambda name: files.fetch((name,)) / name, official_layouts())
+    index = read_repo_index(
+        model, files.names, lambda name: files.fetch((name,)) / name, official_layouts(),
+        pipeline_class=entry.pipeline_class if entry else None,
+    )  # fmt: skip
     entry = entry or entry_of_index(index)
     if index.class_name != entry.pipeline_class:
         raise ValueError(
@@ -191,6 +212,7 @@ def _source(component: IndexedComponent, entry: ModelEntry, files: RepoFiles) ->
         folder=component.folder,
         official=component.official is not None,
         weights=component.official.weights if component.official else None,
+        prefixes=component.official.prefixes if component.official else (),
         files=files,
     )
 

@@ -1,6 +1,7 @@
 """From checkpoint tensors to a model's parameters: translate, check, slice, cast, place."""
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def _check_tensor(
         expected[shard.dim] = shard.full
     if target.parts > 1:
         expected[0] //= target.parts
-    if _significant(info.shape) != _significant(expected):
+    if _significant(info.shape) != _significant(expected) and not _flat(info.shape, expected):
         raise ValueError(
             f"{what}: weight {info.name!r} in {info.file} has shape {list(info.shape)}, must be {expected}; "
             "check that config.json belongs to these weights"
@@ -198,6 +199,11 @@ def _significant(shape: Sequence[int]) -> list[int]:
     return list(shape[first:])
 
 
+def _flat(shape: Sequence[int], expected: Sequence[int]) -> bool:
+    """Whether `shape` is that of a convolution's weight, `expected`, as a matrix: what patches are multiplied with."""
+    return len(shape) == 2 < len(expected) and list(shape) == [expected[0], math.prod(expected[1:])]
+
+
 def shard_of(model: nn.Module, name: str) -> TensorShard | None:
     """Which slice of parameter `name` this rank holds; None for all of it."""
     owner_name, _, leaf = name.rpartition(".")
@@ -207,6 +213,8 @@ def shard_of(model: nn.Module, name: str) -> TensorShard | None:
 
 def fill(parameter: torch.Tensor, tensor: torch.Tensor, target: Target, shard: TensorShard | None) -> None:
     """Copy what of `tensor` belongs in this rank's part of `parameter`; the rest is not touched, so not read."""
+    if _flat(tensor.shape, parameter.shape):
+        tensor = tensor.reshape(parameter.shape)
     if tensor.ndim != parameter.ndim:  # they differ in ones at the beginning
         ones = max(0, parameter.ndim - len(_significant(tensor.shape)))
         tensor = tensor.reshape((1,) * ones + tuple(_significant(tensor.shape)))
