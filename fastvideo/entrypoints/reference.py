@@ -67,7 +67,11 @@ def load_reference(plan: Blueprint, dtype: torch.dtype) -> Any:
     config = dataclasses.asdict(plan.arch)
     tensors = dict(stream_tensors(source.weight_files, source.header()))
     if source.library == "transformers":
-        state = checkpoint_state(module_state(tensors, plan.mapping), plan.arch.param_names_mapping)
+        ours = module_state(tensors, plan.mapping)
+        shapes = {name: tensor.shape for name, tensor in plan.model.state_dict().items()}
+        # the authors' tensors may begin with dimensions of one
+        shaped = {name: tensor.reshape(shapes[name]) for name, tensor in ours.items()}
+        state = checkpoint_state(shaped, plan.arch.param_names_mapping)
         return model_class.from_pretrained(
             None, config=model_class.config_class(**config), state_dict=state, **kwargs
         ).eval()

@@ -22,6 +22,7 @@ from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.probes import PROBES, PROMPTS, SEED, Inputs, Outputs
 from fastvideo.entrypoints.reference import check_packages, load_reference, quiet, reference_pipeline, reference_video
 from fastvideo.entrypoints.video_generator import VideoGenerator
+from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
 from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.loader.component_loader import (
@@ -33,6 +34,7 @@ from fastvideo.models.loader.component_loader import (
 )
 from fastvideo.models.loader.repo import ComponentSource, Repo, resolve_repo
 from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
+from fastvideo.pipelines.stages import InputValidationStage
 from fastvideo.platforms import current_platform
 from fastvideo.utils import resolve
 
@@ -144,7 +146,9 @@ def make_inputs(repo: Repo, plans: list[Blueprint], config: PipelineConfig, clip
     text[:, config.text_len // 2 :] = 0
     states = None
     if dit.image_dim is not None:
-        states = torch.randn(2, dit.pos_embed_seq_len or 257, dit.image_dim, generator=generator)
+        # of its own, so that the other inputs are the same with and without an image encoder
+        own = torch.Generator("cpu").manual_seed(SEED + 2)
+        states = torch.randn(2, dit.pos_embed_seq_len or 257, dit.image_dim, generator=own)
     return Inputs(
         tokenizer=load_tokenizer(repo.components["tokenizer"]),
         text_len=config.text_len,
@@ -226,7 +230,7 @@ def pipeline_row(repo: Repo, plans: list[Blueprint], config: PipelineConfig, cli
     sampling: SamplingParam = resolve(repo.entry.sampling)()
     sampling.update(**clip._asdict(), num_inference_steps=STEPS, seed=SEED, save_video=False, return_frames=True)
     sampling.update(image_fit="stretch")
-    shown = media_for(sampling)
+    shown = media_for(sampling, needed_by(repo, config))
     expected = reference_video(repo, plans, PROMPTS[0], sampling, config.text_len, shown)
     gc.collect()  # the reference's pipeline is in a cycle, and ours comes beside it
     made = VideoGenerator.from_pretrained(
@@ -245,18 +249,24 @@ def pipeline_row(repo: Repo, plans: list[Blueprint], config: PipelineConfig, cli
     )
 
 
-def media_for(sampling: SamplingParam) -> dict[str, Any]:
-    """A random image or video for each of those that the model needs."""
+def needed_by(repo: Repo, config: PipelineConfig) -> tuple[str, ...]:
+    """The media that a request must have. Of a model of any size that is for the pipeline to say, which knows the
+    transformer, and not for the registry."""
+    pipeline_class: type[ComposedPipelineBase] = resolve(repo.entry.pipeline)
+    pipeline = pipeline_class.without_weights(repo, FastVideoArgs(model=repo.model, device="cpu"), config)
+    (first,) = (stage for stage in pipeline.stages if isinstance(stage, InputValidationStage))
+    return first.model.needs
+
+
+def media_for(sampling: SamplingParam, needs: tuple[str, ...]) -> dict[str, Any]:
+    """A random image or video for each of `needs`."""
     generator = torch.Generator("cpu").manual_seed(SEED)
     size = (sampling.height, sampling.width, 3)
 
     def picture() -> Image.Image:
         return Image.fromarray(torch.randint(256, size, generator=generator, dtype=torch.uint8).numpy())
 
-    return {
-        name: [picture() for _ in range(sampling.num_frames)] if name == "video" else picture()
-        for name in sampling.needs
-    }
+    return {name: [picture() for _ in range(sampling.num_frames)] if name == "video" else picture() for name in needs}
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -150,7 +150,7 @@ def test_every_registered_class_is_compared() -> None:
     assert {entry.class_name for entry in COMPONENTS} == set(PROBES)
 
 
-@pytest.mark.parametrize("kind", ["i2v", "wan22", "ti2v", "lucy", "vace"])
+@pytest.mark.parametrize("kind", ["i2v", "flf2v", "wan22", "ti2v", "lucy", "vace"])
 def test_repos_of_other_pipelines_pass(kind: str, request: pytest.FixtureRequest) -> None:
     rows = verify(request.getfixturevalue(f"{kind}_repo"), Clip(32, 64, 5))
     assert rows[-1].component == "pipeline"
