@@ -39,5 +39,5 @@ class OfficialLayout:
     options: tuple[tuple[str, Any], ...] = ()
     """What `model_index.json` would say beside the components."""
     named: bool = False
-    """Whether the config says the same as that of another layout: then the folder is of this one if its id is registered
-    so, or if `model_index.json`, which may hold no more than `_class_name`, names the pipeline."""
+    """Whether the config says the same as that of another layout: then the folder is of this one if its id is
+    registered so, or if `model_index.json`, which may hold no more than `_class_name`, names the pipeline."""

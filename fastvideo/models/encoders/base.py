@@ -49,6 +49,11 @@ class ImageEncoder(nn.Module, ABC):
     processor: ImageProcessor
     """Set by the loader."""
 
+    @property
+    @abstractmethod
+    def state_shape(self) -> tuple[int, int]:
+        """S and d of the states of an image."""
+
     @abstractmethod
     def forward(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """States [N, S, d] of `images`, each [H, W, 3] on the CPU: uint8, or fp32 in [0, 1]."""

@@ -48,6 +48,10 @@ class CLIPVisionModel(ImageEncoder):
         self.norm = nn.LayerNorm(dim, eps=arch.layer_norm_eps)
         self.blocks = nn.ModuleList(CLIPBlock(arch) for _ in range(arch.num_hidden_layers - 1))
 
+    @property
+    def state_shape(self) -> tuple[int, int]:
+        return len(self.position_embedding), self.arch.hidden_size
+
     def forward(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """States [N, 1 + patches, d] of `images`, each [H, W, 3]: uint8, or in [0, 1]."""
         weight = self.patch_embedding.weight

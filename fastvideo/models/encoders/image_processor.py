@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from fastvideo.utils import require, require_known
@@ -24,6 +25,9 @@ class ImageProcessor:
     """Height and width that are cut out of the middle."""
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    whole: bool = False
+    """Whether, in place of that, all of the image is scaled to `crop`, whatever its proportions, and interpolated
+    bicubically between neighbours; no config says so, but some models were trained so."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "ImageProcessor":
@@ -44,11 +48,13 @@ class ImageProcessor:
         crop: Any = (area.get("height"), area.get("width")) if isinstance(area, dict) else (area, area)
         whole = all(isinstance(one, int) and one > 0 for one in (size, *crop))
         require(whole and size >= max(crop), "size", raw.get("size"), f"its shortest_edge must be {crop} or more")
-        statistics = {"mean": values.get("image_mean", cls.mean), "std": values.get("image_std", cls.std)}
-        return cls(size=size, crop=crop, **{name: tuple(numbers) for name, numbers in statistics.items()})
+        mean, std = (tuple(values.get(f"image_{name}", getattr(cls, name))) for name in ("mean", "std"))
+        return cls(size=size, crop=crop, mean=mean, std=std)
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """`image` [H, W, 3], uint8 or in [0, 1], as the encoder wants it: fp32 [3, *crop]."""
+        if self.whole:
+            return self._normalised(self._squeezed(image))
         pixels = image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
         height, width = pixels.shape[:2]
         short, long = sorted((height, width))
@@ -57,5 +63,12 @@ class ImageProcessor:
         scaled = Image.fromarray(pixels.numpy()).resize((target[1], target[0]), Image.Resampling.BICUBIC)
         top, left = (target[0] - self.crop[0]) // 2, (target[1] - self.crop[1]) // 2
         cut = np.asarray(scaled)[top : top + self.crop[0], left : left + self.crop[1]]
-        levels = torch.from_numpy(cut.copy()).float() / 255
+        return self._normalised(torch.from_numpy(cut.copy()).float() / 255)
+
+    def _squeezed(self, image: torch.Tensor) -> torch.Tensor:
+        levels = image.float() / 255 if image.dtype == torch.uint8 else image
+        planes = levels.movedim(-1, 0).unsqueeze(0)
+        return F.interpolate(planes, self.crop, mode="bicubic", align_corners=False)[0].movedim(0, -1)
+
+    def _normalised(self, levels: torch.Tensor) -> torch.Tensor:
         return ((levels - torch.tensor(self.mean)) / torch.tensor(self.std)).movedim(-1, 0)

@@ -121,7 +121,8 @@ class ComponentSource:
         ]  # fmt: skip
         if len(fitting) > 1:
             raise ValueError(
-                f"component {self.name!r}: {' and '.join(fitting)} may be its weights ({pattern}); keep one of them there"
+                f"component {self.name!r}: {' and '.join(fitting)} may be its weights ({pattern}); keep one of them "
+                "there"
             )
         return tuple(fitting)
 

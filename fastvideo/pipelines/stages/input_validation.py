@@ -6,10 +6,12 @@ from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.configs.sample.speed import OF_GUIDANCE, SPEED, given
 from fastvideo.distributed.layout import Layout
 from fastvideo.fastvideo_args import FastVideoArgs
-from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
+from fastvideo.pipelines.pipeline_batch_info import ForwardBatch, MediaInputs
 from fastvideo.pipelines.stages.base import PipelineStage
 from fastvideo.utils import require
 
+CheckMedia = Callable[[MediaInputs], None]
+"""Raises ValueError when the model cannot be shown these."""
 CheckSampling = Callable[[SamplingParam], None]
 """Raises ValueError when the model cannot run these sampling parameters."""
 
@@ -19,8 +21,15 @@ class InputValidationStage(PipelineStage):
 
     name = "input_validation"
 
-    def __init__(self, check_sampling: CheckSampling, model: type[SamplingParam] = SamplingParam) -> None:
-        """`model`, the class of the model's sampling defaults, says which media and options it takes."""
+    def __init__(
+        self,
+        check_sampling: CheckSampling,
+        model: type[SamplingParam] = SamplingParam,
+        check_media: CheckMedia = lambda media: None,
+    ) -> None:
+        """`model`, the class of the model's sampling defaults, says which media and options it takes; `check_media`
+        what else holds for the media."""
+        self.check_media = check_media
         self.check_sampling = check_sampling
         self.model = model
 
@@ -37,6 +46,7 @@ class InputValidationStage(PipelineStage):
         )
         batch.sampling.check()
         batch.sampling.check_inputs(batch.media.names, self.model)
+        self.check_media(batch.media)
         require(
             batch.guided or not batch.sampling.guidance_rescale,
             "guidance_rescale",

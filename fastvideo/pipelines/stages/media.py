@@ -12,26 +12,39 @@ from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.pipelines.stages.base import PipelineStage
 from fastvideo.platforms import current_platform
 
+LANCZOS = Image.Resampling.LANCZOS
 Shown = Callable[[ForwardBatch], Sequence[torch.Tensor]]
 """The images [H, W, 3] that an encoder is shown."""
+Fit = Callable[[torch.Tensor, int, int], torch.Tensor]
+"""An image [H, W, 3], uint8 or in [0, 1], as [3, height, width] in [-1, 1]."""
 MakeCondition = Callable[[ForwardBatch, torch.device], torch.Tensor | None]
 """Latents [1, C, t, h, w] fp32 of the media, on a device; None without media."""
+
+
+def scaled(image: torch.Tensor, height: int, width: int, resample: Image.Resampling = LANCZOS) -> torch.Tensor:
+    """`image` [H, W, 3], uint8 or in [0, 1], as [height, width, 3] of the same dtype, by a filter of Pillow's; on each
+    colour alone where pixels are floats."""
+    if tuple(image.shape[:2]) == (height, width):
+        return image
+    size = (width, height)
+    if image.dtype == torch.uint8:
+        return torch.from_numpy(np.array(Image.fromarray(image.numpy()).resize(size, resample)))
+    planes = (Image.fromarray(plane.contiguous().numpy()).resize(size, resample) for plane in image.unbind(-1))
+    return torch.stack([torch.from_numpy(np.array(plane)) for plane in planes], dim=-1).clamp(0, 1)
+
+
+def signed(pixels: torch.Tensor) -> torch.Tensor:
+    """`pixels` [..., H, W, 3], uint8 or in [0, 1], as [3, ..., H, W] fp32 in [-1, 1]."""
+    levels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+    return (2 * levels - 1).movedim(-1, 0)
 
 
 def fit_image(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """`image` [H, W, 3], uint8 or in [0, 1], scaled to `height` x `width`: [3, height, width] fp32 in [-1, 1].
 
-    Pillow's Lanczos filter, as in the reference's `VaeImageProcessor`, on each colour alone where pixels are floats.
+    Pillow's Lanczos filter, as in the reference's `VaeImageProcessor`.
     """
-    if tuple(image.shape[:2]) != (height, width):
-        size, lanczos = (width, height), Image.Resampling.LANCZOS
-        if image.dtype == torch.uint8:
-            image = torch.from_numpy(np.array(Image.fromarray(image.numpy()).resize(size, lanczos)))
-        else:
-            planes = (Image.fromarray(plane.contiguous().numpy()).resize(size, lanczos) for plane in image.unbind(-1))
-            image = torch.stack([torch.from_numpy(np.array(plane)) for plane in planes], dim=-1).clamp(0, 1)
-    levels = image.float() / 255 if image.dtype == torch.uint8 else image
-    return (2 * levels - 1).movedim(-1, 0)
+    return signed(scaled(image, height, width))
 
 
 def fit_video(video: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -40,7 +53,8 @@ def fit_video(video: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 class ImageEncodingStage(PipelineStage):
-    """What an image encoder sees in the images, those of several images behind each other."""
+    """What an image encoder sees in the images, those of several images behind each other; zeros where there are none
+    of a model that may be shown some."""
 
     name = "image_encoding"
     writes = ("image_embeds",)
@@ -51,7 +65,11 @@ class ImageEncodingStage(PipelineStage):
 
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
         for images in batch.control.steps(self.name, [self.shown(batch)], total=1):
-            batch.image_embeds = self.use(self.encoder)(images).flatten(0, 1).unsqueeze(0)
+            if images:
+                batch.image_embeds = self.use(self.encoder)(images).flatten(0, 1).unsqueeze(0)
+            else:
+                device = current_platform(args.device).device
+                batch.image_embeds = torch.zeros(1, *self.encoder.state_shape, device=device)
         return batch
 
 
