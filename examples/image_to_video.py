@@ -2,6 +2,7 @@
 
 python examples/image_to_video.py Wan-AI/Wan2.1-I2V-14B-480P-Diffusers "a cat that stretches" cat.jpg
 python examples/image_to_video.py Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers "a door opens" closed.png open.png
+python examples/image_to_video.py alibaba-pai/Wan2.1-Fun-V1.1-1.3B-InP "a door opens" closed.png open.png
 """
 
 import sys

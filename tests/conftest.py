@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import causal_repos, official_repos, tiny_repos
+from tests import causal_repos, fun_repos, official_repos, tiny_repos
 
 # no test may depend on the network
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -93,6 +93,12 @@ def lucy_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vace_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Wan 2.1 VACE repo. Read only."""
     return tiny_repos.make_vace_repo(tmp_path_factory.mktemp("repos") / "wan-tiny-vace")
+
+
+@pytest.fixture(scope="session")
+def fun_control_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny folder of Wan 2.1 Fun Control. Read only."""
+    return fun_repos.make_fun_repo(tmp_path_factory.mktemp("repos") / "fun-control", "control")
 
 
 @pytest.fixture(autouse=True, scope="session")

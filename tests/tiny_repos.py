@@ -179,7 +179,7 @@ def make_i2v_repo(
     WanImageToVideoPipeline(
         tokenizer=tokenizer,
         text_encoder=make_text_encoder(len(tokenizer), seed=5 * seed),
-        transformer=make_transformer(seed=5 * seed + 1, **sizes, **(transformer or {})),
+        transformer=make_transformer(seed=5 * seed + 1, **{**sizes, **(transformer or {})}),
         vae=make_vae(seed=5 * seed + 2),
         scheduler=make_scheduler(scheduler, 16.0 if last else 3.0),
         image_encoder=encoder,

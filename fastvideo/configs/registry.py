@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastvideo.configs import wan
+from fastvideo.configs import wan, wan_fun
 from fastvideo.configs.entries import ComponentEntry, ModelEntry
 from fastvideo.configs.official import OfficialLayout
 from fastvideo.configs.repo_index import RepoIndex, read_folder_index
@@ -14,7 +14,7 @@ from fastvideo.utils import nearest, require, resolve
 SHIPPED_MODEL = Path(__file__).parent.parent / "assets" / SHIPPED_NAME
 """The folder of the model in the package."""
 
-MODELS: tuple[ModelEntry, ...] = (*wan.MODELS,)
+MODELS: tuple[ModelEntry, ...] = (*wan.MODELS, *wan_fun.MODELS)
 """Of all families."""
 
 COMPONENTS: tuple[ComponentEntry, ...] = (
@@ -27,6 +27,12 @@ COMPONENTS: tuple[ComponentEntry, ...] = (
         class_name="CausalWanTransformer3DModel",
         model="fastvideo.models.dits.causal_wanvideo:CausalWanTransformer3DModel",
         arch="fastvideo.configs.models.dits.causal_wanvideo:CausalWanVideoArchConfig",
+        reference="WanTransformer3DModel",
+    ),
+    ComponentEntry(
+        class_name="WanFunTransformer3DModel",
+        model="fastvideo.models.dits.wanfun:WanFunTransformer3DModel",
+        arch="fastvideo.configs.models.dits.wanfun:WanFunArchConfig",
         reference="WanTransformer3DModel",
     ),
     ComponentEntry(

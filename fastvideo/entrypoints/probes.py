@@ -87,6 +87,12 @@ def reference_prediction(dit: Any, inputs: Inputs) -> Outputs:
     return {"transformer": dit(given, inputs.timestep, text, states, return_dict=False)[0]}
 
 
+def our_plain_prediction(dit: Any, inputs: Inputs) -> Outputs:
+    """The prediction without a reference image, which the reference's transformer has no place for."""
+    dit.ref_conv = None
+    return our_prediction(dit, inputs)
+
+
 def control_for(dit: Any, latents: torch.Tensor) -> torch.Tensor:
     """Random control latents for a transformer that is steered."""
     channels: int = (
@@ -152,6 +158,7 @@ PROBES: dict[str, Probe] = {
     "WanTransformer3DModel": Probe(our_prediction, reference_prediction),
     # as long as there is nothing before it, a chunk is a clip
     "CausalWanTransformer3DModel": Probe(our_prediction, reference_prediction),
+    "WanFunTransformer3DModel": Probe(our_plain_prediction, reference_prediction),
     "AutoencoderKLWan": Probe(our_autoencoding, reference_autoencoding),
 }
 """By the class in `model_index.json`; each registered class has one."""

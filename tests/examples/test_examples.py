@@ -144,6 +144,16 @@ def test_control_video(vace_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == ["(32, 32, 5)"] * 2
 
 
+def test_fun_control(
+    fun_control_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = film(60, 60, 5)
+    frames[0].save("poses.webp", save_all=True, append_images=frames[1:], lossless=True)
+    picture(30, 50).save("woman.png")
+    run(monkeypatch, "fun_control.py", fun_control_repo, "a woman dances", "poses.webp", "woman.png")
+    assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == ["(32, 32, 5)"]
+
+
 def test_stream(
     causal_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -27,7 +27,9 @@ def load_models(repo: Path) -> Any:
     )
 
 
-def published(models: Any, fields: dict[str, Any], prompts: Sequence[str] = (CAT,)) -> torch.Tensor:
+def published(
+    models: Any, fields: dict[str, Any], media: dict[str, Any], prompts: Sequence[str] = (CAT,)
+) -> torch.Tensor:
     """The videos [B, 3, T, H, W] in [0, 1], one of each prompt: for each step of each chunk a pass over all frames so
     far, those before the chunk clean and at timestep 0, under the mask of what each chunk sees."""
     transformer, vae = models.transformer, models.vae

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from tests import causal_repos, tiny_repos
-from tests.pipelines import causal_published, wan_pairs
+from tests import causal_repos, fun_repos, tiny_repos
+from tests.pipelines import causal_published, fun_published, wan_pairs
 from tests.pipelines.wan_pairs import CAT, film, picture
 
 Request = tuple[dict[str, Any], dict[str, Any]]
@@ -30,10 +30,14 @@ class Case:
     """What it is compared with, for the table."""
     reference_class: str | None = None
     """Of `diffusers`, where the index names another one."""
-    published: Callable[[Any, dict[str, Any]], torch.Tensor] | None = None
-    """The published algorithm, of the reference's models and the fields of a request, where `diffusers` has none."""
+    published: Callable[[Any, dict[str, Any], dict[str, Any]], torch.Tensor] | None = None
+    """The published algorithm, of the reference's models, the fields of a request and its media, where `diffusers` has
+    none."""
     load: Callable[[Path], Any] | None = None
     """Loads the reference's models, where no pipeline of `diffusers` can."""
+    components_of: Callable[[Path], Path] = lambda repo: repo
+    """Where the models are that are compared one by one: another repo with the same, where the reference cannot read
+    those of the first."""
     without: tuple[str, ...] = field(default=())
     """Sampling fields that the reference takes from elsewhere."""
 
@@ -44,7 +48,7 @@ def pixel_error(case: Case, repo: Path, request: Request) -> float:
     mine = wan_pairs.ours(_ours(repo), [CAT], ["blurry low"], media, **fields)
     reference = _theirs(repo, case.reference_class) if case.load is None else case.load(repo)
     if case.published is not None:
-        expected = case.published(reference, fields)
+        expected = case.published(reference, fields, media)
     else:
         left = {name: value for name, value in fields.items() if name not in case.without}
         expected = wan_pairs.theirs(reference, CAT, "blurry low", **media, **left)
@@ -61,7 +65,9 @@ def _theirs(repo: Path, class_name: str | None) -> Any:
     return wan_pairs.load_reference(repo, class_name)
 
 
-def distilled(reference: Any, fields: dict[str, Any], prompts: Sequence[str] = (CAT,)) -> torch.Tensor:
+def distilled(
+    reference: Any, fields: dict[str, Any], media: dict[str, Any], prompts: Sequence[str] = (CAT,)
+) -> torch.Tensor:
     """DMD2 (arXiv 2405.14867), section 4.4: three times the data is predicted, and twice noised again.
 
     The noise levels are those of the flow-match Euler scheduler of `diffusers`, shifted by 8, which the authors use.
@@ -106,6 +112,17 @@ WIDE: dict[str, Any] = {"height": 16, "width": 80, "num_frames": 13, "guidance_s
 LARGE: dict[str, Any] = {"height": 64, "width": 96}
 NARROW: dict[str, Any] = {"height": 96, "width": 32, "num_frames": 5, "guidance_scale": 1.0, "seed": 9}
 THREE_STEPS: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 1.0}
+
+
+def fun_case(kind: str, title: str, *requests: Request) -> Case:
+    """A model of VideoX-Fun; those of 2.1 have an image encoder."""
+    return Case(
+        name=f"fun-{kind}", family="Wan 2.1" if kind in ("inp", "control") else "Wan 2.2", title=title,
+        make=lambda path: fun_repos.make_fun_repo(path, kind), load=lambda repo: fun_published.Models(repo, kind),
+        published=fun_published.published, requests=requests, against="the published algorithm",
+        # diffusers translates the names of a 2.2 VAE in the authors' format for the published sizes alone
+        components_of=fun_repos.source_of if kind.startswith("5b") else lambda repo: repo,
+    )  # fmt: skip
 
 
 def shown(**media: Any) -> tuple[Request, ...]:
@@ -191,6 +208,28 @@ CASES: tuple[Case, ...] = (
             for fields, frames in (({}, 9), (TALL, 21), (WIDE, 45))
         ),
         against="the published algorithm", published=causal_published.published, load=causal_published.load_models,
+    ),
+    fun_case(
+        "inp", "Fun InP", ({"image": IMAGE}, {}), ({"image": IMAGE, "last_image": LAST}, TALL), ({}, WIDE),
+    ),
+    fun_case(
+        "control", "Fun Control", ({"video": VIDEO[:9], "image": IMAGE}, {}),
+        ({"video": VIDEO[:5], "reference_images": [LAST]}, TALL), ({"reference_images": [IMAGE]}, WIDE),
+    ),
+    fun_case(
+        "22-inp", "Fun InP, two transformers", ({"image": IMAGE}, {}), ({"image": IMAGE, "last_image": LAST}, TALL),
+        ({}, WIDE),
+    ),
+    fun_case(
+        "22-control", "Fun Control, two transformers", ({"video": VIDEO[:9], "image": IMAGE, "last_image": LAST}, {}),
+        ({"video": VIDEO[:5], "reference_images": [LAST]}, TALL), ({"reference_images": [IMAGE]}, WIDE),
+    ),
+    fun_case(
+        "5b-inp", "Fun InP, 5B", ({"image": IMAGE, "last_image": LAST}, LARGE), ({"image": IMAGE}, NARROW),
+    ),
+    fun_case(
+        "5b-control", "Fun Control, 5B", ({"video": VIDEO[:9], "image": IMAGE, "reference_images": [LAST]}, LARGE),
+        ({"video": VIDEO[:5], "image": IMAGE, "reference_images": [LAST]}, NARROW),
     ),
 )  # fmt: skip
 """In the order of the table."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fastvideo.configs.registry import MODELS
+from tests import fun_repos
 from tests.pipelines.parity_cases import CASES, Case, pixel_error
 from tests.pipelines.wan_pairs import LEVEL
 
@@ -18,7 +19,10 @@ def test_one_request_of_each_pipeline(case: Case, tmp_path: Path) -> None:
 
 
 def test_every_pipeline_is_in_the_table() -> None:
-    rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| Wan ")]
-    assert [row[1] for row in rows] == [case.title for case in CASES]
-    compared = {case.reference_class or case.against for case in CASES} | {"WanDMDPipeline", "WanCausalDMDPipeline"}
+    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| Wan ")]
+    assert [tuple(row[:2]) for row in rows] == [(case.family, case.title) for case in CASES]
+    restated = {
+        "WanDMDPipeline", "WanCausalDMDPipeline", *(kind.pipeline_class for kind in fun_repos.KINDS.values()),
+    }  # fmt: skip
+    compared = {case.reference_class or case.against for case in CASES} | restated
     assert {entry.pipeline_class for entry in MODELS} <= compared

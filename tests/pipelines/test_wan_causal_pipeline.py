@@ -31,7 +31,7 @@ def pipeline(causal_repo: Path) -> ComposedPipelineBase:
     ids=["one-chunk", "rolling", "two-chunks"],
 )
 def test_one_prompt(pipeline: ComposedPipelineBase, causal_repo: Path, fields: dict[str, Any]) -> None:
-    expected = published(load_models(causal_repo), small(**fields))
+    expected = published(load_models(causal_repo), small(**fields), {})
     assert difference(ours(pipeline, [CAT], [""], {}, **small(**fields)), expected) < LEVEL
 
 
@@ -39,7 +39,7 @@ def test_two_prompts_and_the_published_window(tmp_path: Path) -> None:
     # the class of the other transformer in the index means the same model, as its weights do
     repo = causal_repos.make_causal_repo(tmp_path / "repo", seed=2, index_class="WanTransformer3DModel")
     prompts, fields = [CAT, "a blue star"], small(num_frames=33)
-    expected = published(load_models(repo), fields, prompts)
+    expected = published(load_models(repo), fields, {}, prompts)
     assert difference(ours(load(repo), prompts, ["", ""], {}, **fields), expected) < LEVEL
 
 

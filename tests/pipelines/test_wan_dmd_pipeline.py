@@ -29,14 +29,14 @@ def test_three_steps(
     pipeline: ComposedPipelineBase, wan_repo: Path, fields: dict[str, Any], prompts: list[str]
 ) -> None:
     fields = request(guidance_scale=1.0, **fields)
-    expected = distilled(load_reference(wan_repo), fields, prompts)
+    expected = distilled(load_reference(wan_repo), fields, {}, prompts)
     assert difference(ours(pipeline, prompts, [""] * len(prompts), {}, **fields), expected) < LEVEL
 
 
 def test_with_the_other_autoencoder(ti2v_repo: Path, tmp_path: Path) -> None:
     repo = tiny_repos.make_renamed_repo(tmp_path / "repo", ti2v_repo, "WanDMDPipeline")
     fields = request(guidance_scale=1.0, height=64, width=32)
-    expected = distilled(load_reference(ti2v_repo), fields)
+    expected = distilled(load_reference(ti2v_repo), fields, {})
     assert difference(ours(load(repo), [CAT], [""], {}, **fields), expected) < LEVEL
 
 

@@ -103,8 +103,17 @@ def _transformer(name: str, folder: str = "", class_name: str = "WanTransformer3
     )  # fmt: skip
 
 
-def _around(flow_shift: float, vae: str = "Wan2.1_VAE.pth") -> tuple[OfficialComponent, ...]:
-    """What every official folder has beside transformers."""
+def _euler(flow_shift: float) -> OfficialComponent:
+    return OfficialComponent(
+        name="scheduler", library="diffusers", class_name="FlowMatchEulerDiscreteScheduler",
+        values=(("num_train_timesteps", 1000), ("shift", flow_shift)),
+    )  # fmt: skip
+
+
+def _around(
+    flow_shift: float, vae: str = "Wan2.1_VAE.pth", scheduler: OfficialComponent | None = None
+) -> tuple[OfficialComponent, ...]:
+    """What every official folder has beside transformers; the scheduler is UniPC if no other is given."""
     return (
         OfficialComponent(
             name="text_encoder", library="transformers", class_name="UMT5EncoderModel",
@@ -114,7 +123,7 @@ def _around(flow_shift: float, vae: str = "Wan2.1_VAE.pth") -> tuple[OfficialCom
         OfficialComponent(
             name="tokenizer", library="transformers", class_name="AutoTokenizer", folder="google/umt5-xxl",
         ),
-        OfficialComponent(
+        scheduler or OfficialComponent(
             name="scheduler", library="diffusers", class_name="UniPCMultistepScheduler",
             values=(
                 ("prediction_type", "flow_prediction"), ("use_flow_sigmas", True), ("num_train_timesteps", 1000),
@@ -193,3 +202,75 @@ OFFICIAL_VACE_LAYOUT = OfficialLayout(
     components=(_transformer("transformer", class_name="WanVACETransformer3DModel"), *_around(3.0)),
 )
 """A flat folder of Wan 2.1 VACE."""
+
+_FUN_CLASSES = ("WanModel", "WanTransformer3DModel")
+_FUN_SHIFT = 5.0
+_FUN_TRANSFORMER = _transformer("transformer", class_name="WanFunTransformer3DModel")
+_FUN_EXPERTS = tuple(
+    _transformer(name, folder, "WanFunTransformer3DModel")
+    for name, folder in (("transformer", "high_noise_model"), ("transformer_2", "low_noise_model"))
+)
+_FUN_AROUND = _around(_FUN_SHIFT, scheduler=_euler(_FUN_SHIFT))
+_FUN_AROUND_5B = _around(_FUN_SHIFT, vae="Wan2.2_VAE.pth", scheduler=_euler(_FUN_SHIFT))
+
+OFFICIAL_FUN_INP_LAYOUT = OfficialLayout(
+    config_classes=_FUN_CLASSES,
+    pipeline_class="WanFunInpaintPipeline",
+    signature=(("model_type", "i2v"), ("in_dim", 36)),
+    components=(_FUN_TRANSFORMER, *_IMAGE_ENCODER, *_FUN_AROUND),
+    named=True,
+)
+"""A flat folder of Wan 2.1 Fun InP as VideoX-Fun publishes it, whose config says what that of image to video says."""
+
+OFFICIAL_SMALL_FUN_INP_LAYOUT = OfficialLayout(
+    config_classes=_FUN_CLASSES,
+    pipeline_class="WanFunInpaintPipeline",
+    signature=(("model_type", "i2v"), ("in_dim", 36), ("dim", 1536)),
+    components=(_FUN_TRANSFORMER, *_IMAGE_ENCODER, *_FUN_AROUND),
+)
+"""The same of 1.3B parameters, a size that there is of no other model with images."""
+
+OFFICIAL_FUN_CONTROL_LAYOUT = OfficialLayout(
+    config_classes=_FUN_CLASSES,
+    pipeline_class="WanFunControlPipeline",
+    signature=(("model_type", "i2v"), ("in_dim", 48)),
+    components=(_FUN_TRANSFORMER, *_IMAGE_ENCODER, *_FUN_AROUND),
+)
+"""A flat folder of Wan 2.1 Fun Control."""
+
+OFFICIAL_22_FUN_INP_LAYOUT = OfficialLayout(
+    config_classes=_FUN_CLASSES,
+    config_file="high_noise_model/config.json",
+    pipeline_class="Wan2_2FunInpaintPipeline",
+    signature=(("in_dim", 36),),
+    components=(*_FUN_EXPERTS, *_FUN_AROUND),
+    options=(("boundary_ratio", 0.9),),
+    named=True,
+)
+"""A folder of Wan 2.2 Fun InP with two transformers, whose config says what that of image to video says."""
+
+OFFICIAL_22_FUN_CONTROL_LAYOUT = OfficialLayout(
+    config_classes=_FUN_CLASSES,
+    config_file="high_noise_model/config.json",
+    pipeline_class="Wan2_2FunControlPipeline",
+    signature=(("in_dim", 52), ("out_dim", 16)),
+    components=(*_FUN_EXPERTS, *_FUN_AROUND),
+    options=(("boundary_ratio", 0.9),),
+)
+"""A folder of Wan 2.2 Fun Control with two transformers."""
+
+OFFICIAL_TI2V_FUN_INP_LAYOUT = OfficialLayout(
+    config_classes=_FUN_CLASSES,
+    pipeline_class="Wan2_2FunInpaintPipeline",
+    signature=(("in_dim", 100), ("out_dim", 48)),
+    components=(_FUN_TRANSFORMER, *_FUN_AROUND_5B),
+)
+"""A flat folder of Wan 2.2 Fun InP, 5B parameters."""
+
+OFFICIAL_TI2V_FUN_CONTROL_LAYOUT = OfficialLayout(
+    config_classes=_FUN_CLASSES,
+    pipeline_class="Wan2_2FunControlPipeline",
+    signature=(("in_dim", 148), ("out_dim", 48)),
+    components=(_FUN_TRANSFORMER, *_FUN_AROUND_5B),
+)
+"""A flat folder of Wan 2.2 Fun Control, 5B parameters."""

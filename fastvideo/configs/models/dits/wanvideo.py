@@ -171,6 +171,10 @@ class WanVideoArchConfig(ArchConfig):
         kind = raw.get("model_type", "t2v")
         if kind not in OFFICIAL_TYPES:
             raise ValueError(f"model_type={kind!r}: must be one of {', '.join(OFFICIAL_TYPES)}")
+        if raw.get("add_control_adapter") or "control_adapter.conv.weight" in shapes:
+            raise ValueError(
+                "control_adapter: control by the path of a camera is not supported; use another checkpoint"
+            )
         names = {
             "ffn_dim": "ffn_dim", "freq_dim": "freq_dim", "in_dim": "in_channels", "out_dim": "out_channels",
             "num_layers": "num_layers", "num_heads": "num_attention_heads", "eps": "eps", "text_dim": "text_dim",

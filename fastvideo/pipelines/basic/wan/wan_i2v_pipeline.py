@@ -27,11 +27,13 @@ from fastvideo.pipelines.stages import (
     TextEncodingStage,
     TimestepPreparationStage,
 )
-from fastvideo.pipelines.stages.media import fit_image
+from fastvideo.pipelines.stages.media import Fit, fit_image
 from fastvideo.utils import require
 
 
-def frame_condition(vae: AutoencoderKLWan, batch: ForwardBatch, device: torch.device) -> torch.Tensor:
+def frame_condition(
+    vae: AutoencoderKLWan, batch: ForwardBatch, device: torch.device, fit: Fit = fit_image
+) -> torch.Tensor:
     """Mask and latents [1, 4 + z, t, h, w] of a clip that is grey but for the frames that are given.
 
     The mask has a channel for each of the four frames that a latent frame stands for, and is one where the frame is
@@ -45,7 +47,7 @@ def frame_condition(vae: AutoencoderKLWan, batch: ForwardBatch, device: torch.de
     mask = torch.zeros(sampling.num_frames)
     for frame, image in given:
         if image is not None:
-            clip[0, :, frame] = fit_image(image, sampling.height, sampling.width)
+            clip[0, :, frame] = fit(image, sampling.height, sampling.width)
             mask[frame] = 1
     with ready(vae):
         latents = vae.encode(clip.to(device))
