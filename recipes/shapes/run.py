@@ -59,13 +59,15 @@ def freeze_encoder(work: Path) -> None:
 
 
 def load_vae(work: Path, decoder: bool = False) -> AutoencoderKLWan:
-    """The VAE with scaled latents; `decoder` takes the decoder of the last stage."""
+    """The VAE with scaled latents; `decoder` takes the decoder of the last stage there is."""
     state = load(encoder_checkpoint(work))
     arch = dataclasses.replace(train_vae.ARCH, latents_mean=tuple(state["mean"]), latents_std=tuple(state["std"]))
     vae = AutoencoderKLWan(arch)
     vae.load_state_dict(state["vae"])
-    if decoder and (path := work / "vae" / "decoder" / "last.pt").exists():
-        vae.load_state_dict(load(path)["ema"])
+    paths = [work / "vae" / stage.name / "last.pt" for stage in train_vae.DECODER_STAGES if decoder]
+    for path in paths:
+        if path.exists():
+            vae.load_state_dict(load(path)["ema"])
     return vae.eval()
 
 
@@ -113,8 +115,8 @@ def build_latents(vae: AutoencoderKLWan, folder: Path, setup: train_dit.Setup, p
 
 def plot(work: Path) -> None:
     """Draw the curves of the VAE's stages and of the transformer as PNGs in the work folder."""
-    vae = {name: work / "vae" / name / "log.jsonl" for name in ("images", "clips", "decoder")}
-    plot_logs(vae, work / "vae.png", ("psnr", "heldout_psnr", "kl"))
+    vae = {name: work / "vae" / name / "log.jsonl" for name in ("images", "clips", "decoder", "decoder-full")}
+    plot_logs(vae, work / "vae.png", ("psnr", "heldout_psnr", "heldout_psnr_2", "kl"))
     logs = {setup.name: work / "dit" / setup.name / "log.jsonl" for setup in train_dit.SETUPS}
     plot_logs(logs, work / "dit.png", ("loss_25_1", "loss_25_2", "colour", "shape", "motion", "whole_2"))
 
@@ -147,7 +149,10 @@ def main() -> None:
             train_vae.train(work / "vae", options.scale, options.device)
             freeze_encoder(work)
         elif stage == "decoder":
-            train_vae.train_decoder(work / "vae", load_vae(work).to(options.device), options.scale)
+            for stage_of in train_vae.DECODER_STAGES:
+                train_vae.train_decoder(
+                    work / "vae", load_vae(work, decoder=True).to(options.device), stage_of, options.scale
+                )
         elif stage == "text":
             train_text.train(work / "text", int(2500 * options.scale), options.device)
         elif stage == "latents":
