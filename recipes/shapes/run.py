@@ -46,28 +46,26 @@ def encoder_checkpoint(work: Path) -> Path:
 
 
 def freeze_encoder(work: Path) -> None:
-    """Keep the VAE as it is after the clips stage, with the statistics of its latents; the encoder stays so."""
-    state = load(work / "vae" / "clips" / "last.pt")
+    """Keep the VAE as it is after its last stage, with the statistics of its latents; the encoder stays so."""
+    state = load(work / "vae" / train_vae.STAGES[-1].name / "last.pt")
     vae = AutoencoderKLWan(train_vae.ARCH)
     vae.load_state_dict(state["ema"])
     rng = np.random.default_rng(5)
     with torch.no_grad(), autocast(vae):
-        latents = torch.cat([vae.encode(batch_of_clips(rng, ClipShape(4, 17, 96))).float() for _ in range(12)])
+        latents = torch.cat([vae.encode(batch_of_clips(rng, ClipShape(2, 25, 128))).float() for _ in range(12)])
     mean, std = latents.mean(dim=(0, 2, 3, 4)), latents.std(dim=(0, 2, 3, 4))
     logger.info("latents: mean %s std %s", mean.tolist(), std.tolist())
     torch.save({"vae": state["ema"], "mean": mean.tolist(), "std": std.tolist()}, encoder_checkpoint(work))
 
 
 def load_vae(work: Path, decoder: bool = False) -> AutoencoderKLWan:
-    """The VAE with scaled latents; `decoder` takes the decoder of the last stage there is."""
+    """The VAE with scaled latents; `decoder` takes the decoder of the last stage."""
     state = load(encoder_checkpoint(work))
     arch = dataclasses.replace(train_vae.ARCH, latents_mean=tuple(state["mean"]), latents_std=tuple(state["std"]))
     vae = AutoencoderKLWan(arch)
     vae.load_state_dict(state["vae"])
-    paths = [work / "vae" / stage.name / "last.pt" for stage in train_vae.DECODER_STAGES if decoder]
-    for path in paths:
-        if path.exists():
-            vae.load_state_dict(load(path)["ema"])
+    if decoder and (path := work / "vae" / "decoder" / "last.pt").exists():
+        vae.load_state_dict(load(path)["ema"])
     return vae.eval()
 
 
@@ -115,7 +113,7 @@ def build_latents(vae: AutoencoderKLWan, folder: Path, setup: train_dit.Setup, p
 
 def plot(work: Path) -> None:
     """Draw the curves of the VAE's stages and of the transformer as PNGs in the work folder."""
-    vae = {name: work / "vae" / name / "log.jsonl" for name in ("images", "clips", "decoder", "decoder-full")}
+    vae = {name: work / "vae" / name / "log.jsonl" for name in ("images", "clips", "crops", "decoder")}
     plot_logs(vae, work / "vae.png", ("psnr", "heldout_psnr", "heldout_psnr_2", "kl"))
     logs = {setup.name: work / "dit" / setup.name / "log.jsonl" for setup in train_dit.SETUPS}
     plot_logs(logs, work / "dit.png", ("loss_25_1", "loss_25_2", "colour", "shape", "motion", "whole_2"))
@@ -149,10 +147,7 @@ def main() -> None:
             train_vae.train(work / "vae", options.scale, options.device)
             freeze_encoder(work)
         elif stage == "decoder":
-            for stage_of in train_vae.DECODER_STAGES:
-                train_vae.train_decoder(
-                    work / "vae", load_vae(work, decoder=True).to(options.device), stage_of, options.scale
-                )
+            train_vae.train_decoder(work / "vae", load_vae(work).to(options.device), options.scale)
         elif stage == "text":
             train_text.train(work / "text", int(2500 * options.scale), options.device)
         elif stage == "latents":

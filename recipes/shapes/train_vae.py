@@ -24,7 +24,7 @@ from fastvideo.models.vaes.wanvae import (
     Upsample,
 )
 from fastvideo.training.trainer import Metrics, StepInfo, Trainer, TrainerConfig, device_of
-from recipes.shapes.world import Scene, held_out_combos, render, sample_scene
+from recipes.shapes.world import Scene, held_out_combos, render, sample_scene, trajectory
 
 LATENT_CHANNELS = 8
 ARCH = WanVAEArchConfig(
@@ -45,15 +45,18 @@ TWO_OBJECTS = 0.25
 
 @dataclass(frozen=True)
 class ClipShape:
-    """A batch of clips."""
+    """A batch of clips; `crop` is the side of the square that is cut out of each around one of its objects."""
 
     batch: int
     frames: int
     size: int
+    crop: int | None = None
 
 
 IMAGES = ClipShape(12, 1, 64)
 CLIPS = (ClipShape(4, 9, 64), ClipShape(2, 17, 64), ClipShape(2, 9, 96))
+CROPS = (ClipShape(3, 9, 128, 80), ClipShape(1, 25, 128, 80), ClipShape(2, 13, 128, 80), ClipShape(2, 9, 96))
+"""Clips as large as those that the model is for, where there is something to see."""
 
 
 def _bias(conv: nn.Conv2d | nn.Conv3d) -> torch.Tensor:
@@ -130,6 +133,19 @@ def as_video(clips: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack(tuple(clips)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
+def cut_out(clip: torch.Tensor, scene: Scene, side: int, rng: np.random.Generator) -> torch.Tensor:
+    """A square of `clip` [T, H, W, 3] that has the middle of one of the objects, in one of the frames, in it."""
+    frames, height, width = clip.shape[:3]
+    item, at = scene.objects[rng.integers(len(scene.objects))], rng.integers(frames)
+    path = trajectory(item, frames)
+    middle = (height / 2 + min(height, width) * path.y[at], width / 2 + min(height, width) * path.x[at])
+    starts = [
+        int(np.clip(place - rng.uniform(0.2, 0.8) * side, 0, length - side))
+        for place, length in zip(middle, (height, width), strict=True)
+    ]
+    return clip[:, starts[0] : starts[0] + side, starts[1] : starts[1] + side]
+
+
 def batch_of_clips(
     rng: np.random.Generator,
     shape: ClipShape,
@@ -143,16 +159,26 @@ def batch_of_clips(
         palette = None
         if rng.random() < random_colours:
             palette = [tuple(rng.integers(256, size=3).tolist()) for _ in range(1 + len(scene.objects))]
-        clips.append(clip_of(scene, shape, rng, palette))
+        clip = clip_of(scene, shape, rng, palette)
+        clips.append(clip if shape.crop is None else cut_out(clip, scene, shape.crop, rng))
     return as_video(clips)
 
 
-def vae_loss(vae: AutoencoderKLWan, video: torch.Tensor, train_encoder: bool) -> tuple[torch.Tensor, Metrics]:
-    """Absolute and squared error of the reconstruction, and the KL divergence of the posterior (VAE, 1312.6114)."""
+def vae_loss(
+    vae: AutoencoderKLWan, video: torch.Tensor, train_encoder: bool, noise: float = 0.0
+) -> tuple[torch.Tensor, Metrics]:
+    """Absolute and squared error of the reconstruction, and the KL divergence of the posterior (VAE, 1312.6114).
+
+    Up to `noise` standard deviations are added to the latents: those that a transformer draws are not exact either, and
+    the decoder is to make clean edges of them.
+    """
     with torch.set_grad_enabled(train_encoder):
         mean, log_variance = vae.moments(video, Past()).float().chunk(2, dim=1)
     log_variance = log_variance.clamp(-20, 10)
     latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+    if noise:
+        level = noise * torch.rand(len(mean), 1, 1, 1, 1, device=mean.device)
+        latents = latents + level * mean.detach().std(dim=(0, 2, 3, 4), keepdim=True) * torch.randn_like(mean)
     error = vae.frames(latents, Past()).float() - video
     absolute, squared = error.abs().mean(), error.square().mean()
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
@@ -195,18 +221,20 @@ class Stage:
     train_encoder: bool = True
     two_objects: float = TWO_OBJECTS
     random_colours: float = RANDOM_COLOURS
+    noise: float = 0.0
+    cooldown: float = 1.0
 
 
 # 1e-3 is right for frames and too much for clips, whose batches are small: the picture falls apart
-STAGES = (Stage("images", (IMAGES,), 900, 1e-3), Stage("clips", CLIPS, 3000, 3e-4))
-DECODER_STAGES = (
-    Stage("decoder", CLIPS, 4000, 3e-4, train_encoder=False),
-    Stage(
-        "decoder-full", (ClipShape(2, 9, 128), ClipShape(1, 25, 128)), 1000, 5e-4, train_encoder=False,
-        two_objects=0.6, random_colours=0.3,
-    ),
-)  # fmt: skip
-"""The encoder is frozen, and a transformer may train on its latents. What is hard are two small objects that move."""
+STAGES = (
+    Stage("images", (IMAGES,), 900, 1e-3),
+    Stage("clips", CLIPS, 3000, 3e-4),
+    # small objects that move are what is hard
+    Stage("crops", CROPS, 12000, 2.5e-4, two_objects=0.6, random_colours=0.4, noise=0.15, cooldown=0.4),
+)
+DECODER_STAGE = Stage(
+    "decoder", CROPS, 4000, 2.5e-4, train_encoder=False, two_objects=0.6, random_colours=0.3, noise=0.2
+)
 
 
 def clips_of(stage: Stage, info: StepInfo) -> torch.Tensor:
@@ -222,7 +250,7 @@ def run_stage(vae: AutoencoderKLWan, stage: Stage, output_dir: Path, scale: floa
 
     def loss(info: StepInfo) -> tuple[torch.Tensor, Metrics]:
         video = clips_of(stage, info).to(device_of(vae))
-        return vae_loss(vae, video, stage.train_encoder)
+        return vae_loss(vae, video, stage.train_encoder, stage.noise)
 
     def evaluate(step: int) -> Metrics:
         frames = 1 if stage.name == "images" else 25
@@ -233,17 +261,18 @@ def run_stage(vae: AutoencoderKLWan, stage: Stage, output_dir: Path, scale: floa
         output_dir=output_dir / stage.name,
         steps=int(stage.steps * scale),
         lr=stage.lr,
+        cooldown=stage.cooldown,
         # batches of clips are small and their gradients noisy
         betas=(0.9, 0.99),
         seed=len(stage.name),
     )
-    trainer = Trainer(vae, config, loss, evaluate, evaluate_every=500)
+    trainer = Trainer(vae, config, loss, evaluate, evaluate_every=1000)
     trainer.run()
     trainer.ema.copy_to(vae)
 
 
 def train(output_dir: Path, scale: float = 1.0, device: str = "cpu") -> AutoencoderKLWan:
-    """Single frames, then clips."""
+    """Single frames, then clips, then larger ones where there is something to see."""
     torch.manual_seed(0)
     vae = AutoencoderKLWan(ARCH)
     initialize(vae)
@@ -254,8 +283,8 @@ def train(output_dir: Path, scale: float = 1.0, device: str = "cpu") -> Autoenco
     return vae
 
 
-def train_decoder(output_dir: Path, vae: AutoencoderKLWan, stage: Stage, scale: float = 1.0) -> AutoencoderKLWan:
+def train_decoder(output_dir: Path, vae: AutoencoderKLWan, scale: float = 1.0) -> AutoencoderKLWan:
     """The decoder alone, on a frozen encoder: it can go on while a transformer trains on the latents."""
     channels_last(vae)
-    run_stage(vae, stage, output_dir, scale)
+    run_stage(vae, DECODER_STAGE, output_dir, scale)
     return vae

@@ -14,7 +14,7 @@ from fastvideo.training.trainer import StepInfo
 from recipes.shapes import run, train_dit, train_text, train_vae
 from recipes.shapes.export import export
 from recipes.shapes.latents import SHARD_CLIPS, LatentCache, build_shard
-from recipes.shapes.world import held_out_combos
+from recipes.shapes.world import held_out_combos, render, sample_scene
 
 SMALL = dataclasses.replace(train_vae.ARCH, base_dim=4)
 
@@ -47,6 +47,26 @@ def test_vae_loss_trains_both_halves_or_the_decoder_alone():
         assert (vae.encoder.conv_in.weight.grad is not None) == train_encoder
         assert vae.decoder.conv_in.weight.grad is not None
         assert metrics["kl"] > 0
+
+
+def test_a_crop_shows_one_of_the_objects():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        scene = sample_scene(rng, objects=2)
+        clip = render(scene, 128, 128, 9)
+        part = train_vae.cut_out(clip, scene, 80, rng)
+        assert part.shape == (9, 80, 80, 3)
+        background = clip[0, 0, 0].float()
+        assert (part.float() - background).abs().amax(dim=(0, 1, 2)).max() > 50
+
+
+def test_noise_on_the_latents_is_measured_by_their_spread():
+    vae, video = small_vae(), train_vae.batch_of_clips(np.random.default_rng(0), train_vae.ClipShape(1, 5, 32))
+    losses = []
+    for noise in (0.0, 0.0, 50.0):
+        torch.manual_seed(1)
+        losses.append(train_vae.vae_loss(vae, video, True, noise)[0].item())
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_shards_depend_on_their_number_alone_and_hold_no_unseen_combination(tmp_path):
