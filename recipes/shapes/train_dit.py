@@ -63,7 +63,7 @@ class Setup:
     lr: float
     known_frames: int = 0
     """Latent frames at the start that are given."""
-    evaluate_every: int = 800
+    evaluate_every: int = 1000
 
 
 SMALL = Setup(
@@ -96,7 +96,7 @@ FULL = Setup(
         Ingredient(ClipShape(10, 9, 192), 4, 0.01, 0.03, objects=2),
     ),
     judged=ClipShape(8, 25, 128),
-    steps=2600,
+    steps=5500,
     lr=1.5e-3,
 )
 """One and two objects at every size and length that the model is for, from the averaged weights of `SMALL`."""
