@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastvideo import VideoGenerator
+from fastvideo import SamplingParam, VideoGenerator
 from fastvideo.logger import init_logger
 from fastvideo.models.loader.repo import resolve_repo
 from recipes.shapes.evaluate import Prompt, Verdict, accuracy, held_out_prompts, judge, judge_two, training_prompts
 
 logger = init_logger("fastvideo.recipes.shapes")
 
+DEFAULTS = SamplingParam.from_pretrained("shapes-t2v")
 SPLITS = ("unseen", "two objects", "seen")
 
 
@@ -33,10 +34,10 @@ class Cell:
     split: str = "unseen"
     count: int = 200
     seed: int = 0
-    size: int = 128
-    frames: int = 25
-    steps: int = 20
-    guidance: float = 3.0
+    size: int = DEFAULTS.height
+    frames: int = DEFAULTS.num_frames
+    steps: int = DEFAULTS.num_inference_steps
+    guidance: float = DEFAULTS.guidance_scale
 
     def prompts(self) -> list[Prompt]:
         """Scenes and captions; the same for every cell of a split and count."""
