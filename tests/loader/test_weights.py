@@ -67,6 +67,17 @@ def load(tmp_path: Path, *states: dict[str, torch.Tensor], **options: object) ->
     return model
 
 
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (3, 1, 1), (1, 3, 1, 1)])
+@pytest.mark.parametrize("ours", [(3,), (3, 1, 1), (1, 3, 1)])
+def test_ones_around_what_a_weight_holds_do_not_matter(
+    tmp_path: Path, shape: tuple[int, ...], ours: tuple[int, ...]
+) -> None:
+    model = nn.ParameterDict({"bias": torch.empty(ours, device="meta")})
+    save_file({"bias": torch.arange(3.0).view(shape)}, tmp_path / "0.safetensors")
+    load_into(model, [tmp_path / "0.safetensors"], ParamNamesMapping())
+    assert torch.equal(model["bias"], torch.arange(3.0).view(ours))
+
+
 def test_names_are_translated_and_pieces_stacked(tmp_path: Path) -> None:
     state = checkpoint()
     model = load(tmp_path, state)

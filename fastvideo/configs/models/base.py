@@ -228,13 +228,17 @@ class ArchConfig:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether `value` is of type `hint`: a class, a union, a tuple or a sequence of them. A whole number is a float."""
+    """Whether `value` is of type `hint`: a class, a union, a tuple or a sequence of them, or a mapping with keys and
+    values of them. A whole number is a float."""
     args = get_args(hint)
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, arg) for arg in args)
     if origin is tuple and args[-1] is not Ellipsis:
         return isinstance(value, tuple) and len(value) == len(args) and all(map(_fits, value, args))
+    if origin is Mapping:
+        items = value.items() if isinstance(value, dict) else ((None, None),)
+        return all(_fits(key, args[0]) and _fits(item, args[1]) for key, item in items)
     if origin is not None:
         return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
     if isinstance(value, bool):

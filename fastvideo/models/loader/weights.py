@@ -194,9 +194,15 @@ def _check_tensor(
 
 
 def _significant(shape: Sequence[int]) -> list[int]:
-    """`shape` without the ones that it begins with: [1, 257, d] holds what [257, d] does."""
-    first = next((dim for dim, extent in enumerate(shape) if extent != 1), len(shape))
-    return list(shape[first:])
+    """`shape` without the ones that it begins and ends with: [1, 257, d] holds what [257, d] does."""
+    kept = [dim for dim, extent in enumerate(shape) if extent != 1]
+    return list(shape[kept[0] : kept[-1] + 1]) if kept else []
+
+
+def _ones_behind(shape: Sequence[int]) -> int:
+    """How many ones `shape` ends with, if it is not of ones alone."""
+    last = max((dim for dim, extent in enumerate(shape) if extent != 1), default=len(shape) - 1)
+    return len(shape) - 1 - last
 
 
 def _flat(shape: Sequence[int], expected: Sequence[int]) -> bool:
@@ -215,9 +221,14 @@ def fill(parameter: torch.Tensor, tensor: torch.Tensor, target: Target, shard: T
     """Copy what of `tensor` belongs in this rank's part of `parameter`; the rest is not touched, so not read."""
     if _flat(tensor.shape, parameter.shape):
         tensor = tensor.reshape(parameter.shape)
-    if tensor.ndim != parameter.ndim:  # they differ in ones at the beginning
-        ones = max(0, parameter.ndim - len(_significant(tensor.shape)))
-        tensor = tensor.reshape((1,) * ones + tuple(_significant(tensor.shape)))
+    whole = list(parameter.shape)
+    if shard is not None:
+        whole[shard.dim] = shard.full
+    behind = _ones_behind(whole)
+    if tensor.ndim != len(whole) or _ones_behind(tensor.shape) != behind:  # in ones at the beginning or the end
+        held = _significant(tensor.shape)
+        ones = max(0, len(whole) - len(held) - behind)
+        tensor = tensor.reshape((1,) * ones + tuple(held) + (1,) * behind)
     if shard is not None:
         start, stop = shard.bounds(tensor.shape[shard.dim])
         tensor = tensor.narrow(shard.dim, start, stop - start)
