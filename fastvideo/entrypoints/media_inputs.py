@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 
-from fastvideo.configs.sample.base import MEDIA, SamplingParam
+from fastvideo.configs.sample.base import MASKS, MEDIA, VIDEOS, SamplingParam
 from fastvideo.entrypoints.media import BT709
 from fastvideo.logger import init_logger
 from fastvideo.pipelines.pipeline_batch_info import MediaInputs
@@ -68,27 +68,30 @@ def read_media(sampling: SamplingParam, given: Mapping[str, Any]) -> MediaInputs
     references = sources.get("reference_images", ())
     if not isinstance(references, (list, tuple)):
         references = [references]
-    clips = {name: read_video(sources[name], name, frames) for name in ("video", "mask") if name in sources}
-    if "video" in clips:
-        check_length(clips["video"], "video", frames)
-    if "mask" in clips and "video" in clips:
-        clips["mask"] = matched(clips["mask"], clips["video"], frames)
+    clips = {name: read_video(sources[name], name, frames) for name in (*VIDEOS, *MASKS) if name in sources}
+    for name in VIDEOS:
+        if name in clips:
+            check_length(clips[name], name, frames)
+    for mask, of in MASKS.items():
+        if mask in clips and of in clips:
+            clips[mask] = matched(clips[mask], clips[of], frames, mask, of)
     return MediaInputs(
         reference_images=tuple(read_image(one, "reference_images") for one in references), **pictures, **clips
     )
 
 
-def matched(mask: torch.Tensor, video: torch.Tensor, frames: int) -> torch.Tensor:
-    """`mask` for each frame of `video`: one is for all of them.
+def matched(mask: torch.Tensor, video: torch.Tensor, frames: int, name: str, of: str) -> torch.Tensor:
+    """`mask`, called `name`, for each frame of `video`, called `of`: one is for all of them.
 
     Raises:
         ValueError: it is of another size, or of fewer frames.
     """
     size, wanted = ("x".join(str(extent) for extent in (clip.shape[2], clip.shape[1])) for clip in (mask, video))
-    require(size == wanted, "mask", size, f"must be of the video's size, {wanted}", "scale one of them")
+    what = "the video" if of == "video" else of
+    require(size == wanted, name, size, f"must be of {what}'s size, {wanted}", "scale one of them")
     if len(mask) == 1:
         return mask.expand(len(video), -1, -1, -1)
-    check_length(mask, "mask", frames)
+    check_length(mask, name, frames)
     return mask
 
 
@@ -319,12 +322,15 @@ def _film(file: Any, name: str) -> Iterator[torch.Tensor]:
 # ---- Size, and what a clip's file says ----
 
 
-def fitted(sampling: SamplingParam, media: MediaInputs, multiple: int) -> tuple[int, int]:
-    """Height and width of the video: the proportions of the first image or else video that is given, with at most as
-    many pixels as the request has, in multiples of `multiple` (as `diffusers` documents it for these models)."""
-    shown = media.image if media.image is not None else None if media.video is None else media.video[0]
+def fitted(
+    sampling: SamplingParam, media: MediaInputs, multiple: int, by: Sequence[str] = SamplingParam.sized_by
+) -> tuple[int, int]:
+    """Height and width of the video: the proportions of the first of the media `by` that is given, with at most as many
+    pixels as the request has, in multiples of `multiple` (as `diffusers` documents it for these models)."""
+    shown: torch.Tensor | None = next((getattr(media, name) for name in by if name in media.names), None)
     if shown is None or sampling.image_fit != "area":
         return sampling.height, sampling.width
+    shown = shown[0] if shown.ndim == 4 else shown
     area, proportion = sampling.height * sampling.width, shown.shape[0] / shown.shape[1]
     height = max(multiple, round(math.sqrt(area * proportion)) // multiple * multiple)
     width = max(multiple, round(math.sqrt(area / proportion)) // multiple * multiple)

@@ -171,7 +171,8 @@ class VideoGenerator(LoraMethods, StreamMethods):
             progress: called with each step in place of the progress bar.
             cancel: a token whose `cancel()`, from any thread, stops the call at its next step.
             preview_every: denoising steps from one preview in `progress` to the next; 0 makes none.
-            fields: fields of `SamplingParam`, such as `seed` or `output_path`, that beat those of `sampling_param`.
+            fields: fields of `SamplingParam`, such as `seed` or `output_path`, that beat those of `sampling_param`; and
+                `pose_video`, `face_video`, `background_video` and `mask_video`, which are given as `video` is.
 
         Returns:
             One result for one prompt, and a list for a list or when `num_videos_per_prompt` is more than 1: the
@@ -189,11 +190,12 @@ class VideoGenerator(LoraMethods, StreamMethods):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         check_prompts(prompts)
         control = control_of(progress, cancel, preview_every)
+        others = {name: fields.pop(name) for name in MEDIA if name in fields}
         sampling = self._sampling(sampling_param, fields)
         if fields.get("negative_prompt") and sampling.guidance_scale <= 1:
             logger.warning("negative_prompt does nothing without guidance (guidance_scale=%g)", sampling.guidance_scale)
-        given = dict(zip(MEDIA, (image, last_image, video, mask, reference_images), strict=True))
-        sampling, media = self._with_media(sampling, given)
+        named = (image, last_image, video, mask, reference_images)
+        sampling, media = self._with_media(sampling, dict(zip(MEDIA, named, strict=False)) | others)
         results = self._generate_all(executor, prompts, sampling, control, media)
         single = isinstance(prompt, str) and len(results) == 1
         return results[0] if single else results
@@ -341,11 +343,12 @@ class VideoGenerator(LoraMethods, StreamMethods):
         """The media of a request, and `sampling` with the size that the video gets from them, so that whoever reads it
         later finds that one."""
         named = [name for name, value in given.items() if value is not None]
-        sampling.check_inputs((*named, *sampling.given_media()), resolve(self.entry.sampling))
+        model: type[SamplingParam] = resolve(self.entry.sampling)
+        sampling.check_inputs((*named, *sampling.given_media()), model)
         media = read_media(sampling, given)
-        if not {"image", "video"} & set(media.names) or sampling.image_fit != "area":
+        if not set(model.sized_by) & set(media.names) or sampling.image_fit != "area":
             return sampling, media
-        height, width = fitted(sampling, media, frame_multiple(self.repo))
+        height, width = fitted(sampling, media, frame_multiple(self.repo), model.sized_by)
         return dataclasses.replace(sampling, height=height, width=width, image_fit="stretch"), media
 
     @staticmethod

@@ -1,5 +1,6 @@
 """What flows between stages: the request, how to stop it and watch it, and what the stages have made of it so far."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.configs.sample.base import MEDIA, SamplingParam
 from fastvideo.models.encoders.base import TextEmbeddings
 
 T = TypeVar("T")
@@ -109,15 +110,41 @@ class MediaInputs:
     """[T, H, W, 3], white where the video is made anew."""
     reference_images: tuple[torch.Tensor, ...] = ()
     """Each [H, W, 3]."""
+    pose_video: torch.Tensor | None = None
+    """[T, H, W, 3], poses."""
+    face_video: torch.Tensor | None = None
+    """[T, H, W, 3], a face."""
+    background_video: torch.Tensor | None = None
+    """[T, H, W, 3], what is behind the person."""
+    mask_video: torch.Tensor | None = None
+    """[T, H, W, 3], white where the background is made anew."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of what is there."""
         found = {
-            "image": self.image, "last_image": self.last_image, "video": self.video, "mask": self.mask,
-            "reference_images": self.reference_images or None,
+            "image": self.image, "last_image": self.last_image, "reference_images": self.reference_images or None,
+            **self._clips,
         }  # fmt: skip
-        return tuple(name for name, value in found.items() if value is not None)
+        return tuple(name for name in MEDIA if found[name] is not None)
+
+    @property
+    def _clips(self) -> dict[str, torch.Tensor | None]:
+        return {
+            "video": self.video, "mask": self.mask, "pose_video": self.pose_video, "face_video": self.face_video,
+            "background_video": self.background_video, "mask_video": self.mask_video,
+        }  # fmt: skip
+
+    def between(self, start: int, stop: int) -> "MediaInputs":
+        """The same with frames `start` to `stop` of each clip, which is taken to go back and forth for ever: the frame
+        after the last is the one before it, and so on."""
+        cut = {}
+        for name, clip in self._clips.items():
+            if clip is not None:
+                last = len(clip) - 1
+                place = torch.arange(start, stop) % max(1, 2 * last)
+                cut[name] = clip[torch.minimum(place, 2 * last - place)]
+        return dataclasses.replace(self, **cut)  # type: ignore[arg-type]
 
 
 class BlockRuns(NamedTuple):
@@ -151,9 +178,14 @@ class ForwardBatch:
     image_embeds: torch.Tensor | None = None
     """[1, S, d], what an image encoder sees in the images."""
     condition: torch.Tensor | None = None
-    """[1, C, t, h, w] fp32, latents of the media that the model is shown at every step; None without media."""
+    """[1 or B, C, t, h, w] fp32, latents of the media that the model is shown at every step; None without media."""
+    steering: torch.Tensor | None = None
+    """[1, C, t, h, w] fp32, latents of a clip, such as of poses, that steers beside the condition; None without."""
+    before: torch.Tensor | None = None
+    """[B, 3, n, H, W] fp32 in [-1, 1] on the CPU, of a segment of a longer video: the last frames of the segment before
+    it; None in the first segment, and in a video that is made at once."""
     generator: torch.Generator | None = None
-    """On the CPU, from the seed, after the first noise was drawn."""
+    """On the CPU, from the seed, after the first noise was drawn; that of the segment before goes on in the next."""
     latents: torch.Tensor | None = None
     """[B, C, t, h, w] fp32: noise first, the clean latents after denoising."""
     block_runs: BlockRuns | None = None

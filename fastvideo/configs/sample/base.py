@@ -15,10 +15,23 @@ MEDIA = {
     "video": "video_path",
     "mask": "mask_path",
     "reference_images": "reference_paths",
+    "pose_video": "pose_video_path",
+    "face_video": "face_video_path",
+    "background_video": "background_video_path",
+    "mask_video": "mask_video_path",
 }
 """What a model may be shown beside the prompt, and the field that says where it is."""
-OPTIONS = ("guidance_scale_2", "strength", "conditioning_scale")
+MASKS = {"mask": "video", "mask_video": "background_video"}
+"""Those that are a mask, and what they are a mask of."""
+VIDEOS = ("video", "pose_video", "face_video", "background_video")
+"""Those that are a video with as many frames as the request."""
+OPTIONS = (
+    "guidance_scale_2", "strength", "conditioning_scale", "mode", "segment_frame_length",
+    "prev_segment_conditioning_frames", "motion_encode_batch_size",
+)  # fmt: skip
 """Fields that only some models heed."""
+MODES = ("animate", "replace")
+"""Values of `mode`."""
 FITS = ("area", "stretch")
 """Values of `image_fit`."""
 
@@ -34,6 +47,8 @@ class SamplingParam(Assignable):
     """Names in `MEDIA` that a request must have."""
     takes: ClassVar[tuple[str, ...]] = ()
     """Names in `MEDIA` and `OPTIONS` that a request may have."""
+    sized_by: ClassVar[tuple[str, ...]] = ("image", "video")
+    """Names in `MEDIA`; the first that is there gives the video its proportions."""
 
     negative_prompt: str = ""
     """What guidance steers away from."""
@@ -71,6 +86,14 @@ class SamplingParam(Assignable):
     """White where the video is made anew; a video, or one image for all frames."""
     reference_paths: list[str] | None = None
     """Images of what the video shows."""
+    pose_video_path: str | None = None
+    """The poses that the one in the image takes, frame by frame."""
+    face_video_path: str | None = None
+    """The face whose expressions it takes."""
+    background_video_path: str | None = None
+    """The video in which somebody is replaced."""
+    mask_video_path: str | None = None
+    """White where that one is; a video, or one image for all frames."""
     image_fit: str = "area"
     """How the size follows an image or video that is given: "area" keeps its proportions, with at most height * width
     pixels; "stretch" makes it height x width."""
@@ -80,6 +103,15 @@ class SamplingParam(Assignable):
     """How much of a given video is noise at the start, above 0 to 1; None is the model's own."""
     conditioning_scale: float | list[float] | None = None
     """How strongly a control video or reference images steer, one number or one for each control layer; None is 1."""
+    mode: str | None = None
+    """animate: what is in the image moves as the poses and the face do; replace: in place of somebody in a given video.
+    None is animate."""
+    segment_frame_length: int | None = None
+    """Frames that are made at once, of a model that makes a longer video in segments; None is the model's own."""
+    prev_segment_conditioning_frames: int | None = None
+    """Frames that a segment begins with, which are the last ones of the segment before; None is 1."""
+    motion_encode_batch_size: int | None = None
+    """Frames of the face that are looked at together: fewer take less memory; None is the model's own."""
     quality: str = "exact"
     """exact; or high or fast: what `fastvideo tune` chose for this model among the fields below."""
     cache: str = "none"
@@ -157,6 +189,10 @@ class SamplingParam(Assignable):
         scales = self.conditioning_scale
         for scale in scales if isinstance(scales, (list, tuple)) else () if scales is None else (scales,):
             require_number("conditioning_scale", scale, 0)
+        require(self.mode in (None, *MODES), "mode", self.mode, f"must be one of {', '.join(MODES)}")
+        for name in ("segment_frame_length", "prev_segment_conditioning_frames", "motion_encode_batch_size"):
+            if getattr(self, name) is not None:
+                require_whole(name, getattr(self, name), 1)
 
     def check_inputs(self, media: Collection[str], model: "type[SamplingParam]") -> None:
         """Check that the request has what `model`, the class that a model is registered with, needs and no more.
@@ -174,7 +210,7 @@ class SamplingParam(Assignable):
                 raise ValueError(
                     f"{name}: this model takes none; leave it out, or choose another model (it takes {what})"
                 )
-        for first, second in (("image", "last_image"), ("video", "mask")):
+        for first, second in (("image", "last_image"), *((of, mask) for mask, of in MASKS.items())):
             if second in media and first not in media:
                 raise ValueError(f"{second}: without {first}; give {first} too")
         if self.strength is not None and "video" not in media and "strength" in model.takes:
@@ -182,9 +218,18 @@ class SamplingParam(Assignable):
         for name in model.needs:
             if name not in media:
                 raise ValueError(f"{name}: this model needs one; give {name}=..., {MEDIA[name]} or its flag")
+        model.check_together(self, media)
         for name in OPTIONS:
             if getattr(self, name) is not None and name not in model.takes:
                 raise ValueError(f"{name}={getattr(self, name)!r}: this model would ignore it; leave it out")
+
+    @classmethod
+    def check_together(cls, sampling: "SamplingParam", media: Collection[str]) -> None:
+        """Check what this model requires of the media, by their names in `MEDIA`, and of the fields together.
+
+        Raises:
+            ValueError: what is missing or would be ignored, and what to do.
+        """
 
     def given_media(self) -> tuple[str, ...]:
         """The names in `MEDIA` of what the request has a path of."""

@@ -33,6 +33,10 @@ SHORT_FLAGS = {
     "video": "video_path",
     "mask": "mask_path",
     "reference": "reference_paths",
+    "pose_video": "pose_video_path",
+    "face_video": "face_video_path",
+    "background_video": "background_video_path",
+    "mask_video": "mask_video_path",
     "image_fit": "image_fit",
 }
 """The sampling field that each short flag sets."""

@@ -53,6 +53,10 @@ MEDIA_FLAGS: list[tuple[tuple[str, ...], type, str, str]] = [
     (("--last-image",), str, "IMAGE", "what it ends with"),
     (("--video",), str, "VIDEO", "what it is made from"),
     (("--mask",), str, "MASK", "white where it is made anew: a video, or an image for all frames"),
+    (("--pose-video",), str, "VIDEO", "poses that the one in the image takes"),
+    (("--face-video",), str, "VIDEO", "a face whose expressions it takes"),
+    (("--background-video",), str, "VIDEO", "what somebody is replaced in, with mode replace"),
+    (("--mask-video",), str, "MASK", "white where that one is: a video, or an image for all frames"),
 ]
 """What a model may be shown beside the prompt."""
 

@@ -93,8 +93,6 @@ class DryPipeline:
         pipeline: type[ComposedPipelineBase] = resolve(repo.entry.pipeline)
         stages = pipeline(components, args, config).stages
         self.names = {model: name for name, model in components.items() if isinstance(model, nn.Module)}
-        self.scheduler = next(stage.scheduler for stage in stages if isinstance(stage, TimestepPreparationStage))
-        self.latent_shape = next(stage.latent_shape for stage in stages if isinstance(stage, LatentPreparationStage))
         for stage in stages:
             if isinstance(stage, TextEncodingStage):
                 self.text_stage = stage
@@ -105,7 +103,8 @@ class DryPipeline:
             else:
                 rule = f"its stage {stage.name!r} cannot be predicted yet"
                 require(isinstance(stage, WITHOUT_MEDIA), "model", repo.model, rule, "plan a text-to-video model")
-
+        self.scheduler = next(stage.scheduler for stage in stages if isinstance(stage, TimestepPreparationStage))
+        self.latent_shape = next(stage.latent_shape for stage in stages if isinstance(stage, LatentPreparationStage))
         images = "condition" in self.denoising.reads
         rule = "takes images, which cannot be planned for yet"
         require(not images, "model", repo.model, rule, "plan a text-to-video model")

@@ -28,7 +28,7 @@ PREVIEW_SIDE = 256
 Prepare = Callable[[torch.Tensor, torch.Tensor, ForwardBatch], tuple[torch.Tensor, torch.Tensor]]
 """What the model is given at a timestep (a scalar) for the latents [B, C, t, h, w]: its input, and its timestep."""
 Extras = Callable[[ForwardBatch], dict[str, Any]]
-"""More keywords of the model's `embed`, the same at every step, with and without the prompt."""
+"""More keywords of the model's `embed`, the same at every step."""
 Advance = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, ForwardBatch], torch.Tensor]
 """The latents after a step, from the prediction, the timestep and the latents before it."""
 Finish = Callable[[torch.Tensor, ForwardBatch], torch.Tensor]
@@ -72,12 +72,14 @@ class DenoisingStage(PipelineStage):
         preview: Preview | None = None,
         prepare: Prepare = plain_input,
         extras: Extras = nothing_more,
+        negative_extras: Extras | None = None,
         advance: Advance | None = None,
         finish: Finish = as_they_are,
         uses: tuple[str, ...] = (),
     ) -> None:
-        """`advance` is the scheduler's step when None; `uses` are the fields of the batch that the functions read
-        beside those that the stage reads."""
+        """`extras` go with the prompt, and without it `negative_extras`, or when None the same; `advance` is the
+        scheduler's step when None; `uses` are the fields of the batch that the functions read beside those that the
+        stage reads."""
         self.scheduler = scheduler
         self.pick = pick
         self.conditions = conditions
@@ -85,6 +87,7 @@ class DenoisingStage(PipelineStage):
         self.preview = preview
         self.prepare = prepare
         self.extras = extras
+        self.negative_extras = negative_extras
         self.advance = advance or self.step
         self.finish = finish
         self.reads = (*type(self).reads, *uses)
@@ -102,7 +105,8 @@ class DenoisingStage(PipelineStage):
         text = self.conditions(written(batch.prompt_embeds, "prompt_embeds")) | extras
         negative = None
         if batch.guided:
-            negative = self.conditions(written(batch.negative_prompt_embeds, "negative_prompt_embeds")) | extras
+            without = extras if self.negative_extras is None else self.negative_extras(batch)
+            negative = self.conditions(written(batch.negative_prompt_embeds, "negative_prompt_embeds")) | without
         total = len(timesteps)
         predict = Predictor(batch.sampling, total, guide=self.guide, cfg=self.groups.cfg)
         clean: Callable[[], torch.Tensor] | None = None
@@ -111,7 +115,7 @@ class DenoisingStage(PipelineStage):
             # the other ranks have the same latents, and wait for this one at their next exchange
             if self.preview is None or clean is None or self.groups.rank > 0:
                 return None
-            return picture_of(self.preview(clean()))
+            return picture_of(self.preview(self.finish(clean(), batch)))
 
         for step, t in batch.control.steps(self.name, enumerate(timesteps, start=1), total, draw):
             model = self.use(self.pick(t))

@@ -29,7 +29,8 @@ class LatentPreparationStage(PipelineStage):
     """Draws fp32 noise for all videos of the batch at once.
 
     It is drawn on the CPU from one generator whatever the device, so a seed gives the same noise everywhere, and the
-    noise that the reference draws for this list of prompts.
+    noise that the reference draws for this list of prompts. A segment of a video goes on with the generator of the one
+    before.
     """
 
     name = "latent_preparation"
@@ -49,7 +50,7 @@ class LatentPreparationStage(PipelineStage):
         self.reads = uses
 
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
-        generator = torch.Generator("cpu").manual_seed(batch.sampling.seed)
+        generator = batch.generator or torch.Generator("cpu").manual_seed(batch.sampling.seed)
         channels, frames, height, width = self.latent_shape(batch.sampling)
         shape = (batch.size, channels, frames + self.more_frames(batch), height, width)
         noise = torch.randn(shape, generator=generator, dtype=torch.float32)

@@ -93,3 +93,19 @@ class ConditionStage(PipelineStage):
         for _ in batch.control.steps(self.name, [None], total=1):
             batch.condition = self.make(batch, device)
         return batch
+
+
+class SteeringStage(PipelineStage):
+    """The latents of a clip that steers the model beside its condition, by the family's function."""
+
+    name = "steering"
+    writes = ("steering",)
+
+    def __init__(self, make: MakeCondition) -> None:
+        self.make = make
+
+    def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
+        device = current_platform(args.device).device
+        for _ in batch.control.steps(self.name, [None], total=1):
+            batch.steering = self.make(batch, device)
+        return batch
