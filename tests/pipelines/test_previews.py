@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastvideo import VideoGenerator
 from fastvideo.models.loader.component_loader import load_component
@@ -39,6 +40,18 @@ def test_some_steps_have_one_and_the_result_is_the_same(generator: VideoGenerato
     picture = next(p.preview for p in seen if p.preview is not None)
     assert (picture.shape, picture.dtype) == ((32, 48, 3), np.uint8)
     assert picture.std() > 0
+
+
+def test_reference_images_are_not_what_the_video_shows(vace_repo: Path) -> None:
+    seen: list[Progress] = []
+    references = [Image.new("RGB", (48, 32), colour) for colour in ("red", "blue")]
+    with VideoGenerator.from_pretrained(vace_repo, precision="fp32", device="cpu") as made:
+        video = made.generate_video("kite", progress=seen.append, preview_every=3, reference_images=references, **SMALL)
+    pictures = [p.preview for p in seen if p.preview is not None]
+    assert [p.shape for p in pictures] == [(32, 48, 3)]
+    # the latents of the two images come first, and the preview is of those behind
+    first = (video.samples[0, :, 0] * 255).permute(1, 2, 0).numpy()
+    assert np.corrcoef(pictures[0].flatten(), first.flatten())[0, 1] > 0.9
 
 
 def test_none_unless_asked_for(generator: VideoGenerator) -> None:

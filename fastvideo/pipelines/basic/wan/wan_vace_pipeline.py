@@ -73,6 +73,7 @@ class WanVACEPipeline(WanPipeline):
                 extras=self.steering,
                 finish=lambda latents, batch: latents[:, :, len(batch.media.reference_images) :],
                 uses=("condition",),
+                preview=self.preview,
             ),
             DecodingStage(self.vae),
         )
