@@ -101,6 +101,12 @@ def fun_control_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fun_repos.make_fun_repo(tmp_path_factory.mktemp("repos") / "fun-control", "control")
 
 
+@pytest.fixture(scope="session")
+def animate_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Wan 2.2 Animate repo. Read only."""
+    return tiny_repos.make_animate_repo(tmp_path_factory.mktemp("repos") / "wan22-tiny-animate")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> None:
     """Whoever starts the tests in the background has Ctrl-C ignored, and Python then leaves it so."""

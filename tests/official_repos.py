@@ -110,6 +110,29 @@ def make_official_vace_repo(path: Path, source: Path) -> Path:
     return path
 
 
+def make_official_animate_repo(path: Path, source: Path) -> Path:
+    """A flat folder of Animate as the Wan authors publish it, with the weights of `source`, whose `image_encoder` is
+    `OFFICIAL_ENCODER`.
+
+    Returns:
+        `path`.
+    """
+    from safetensors.torch import save_file
+
+    make_official_i2v_repo(path, source)
+    raw = json.loads((path / "config.json").read_text())
+    own = {"use_img_emb": True, "use_context_parallel": False, "motion_encoder_dim": 512}
+    del raw["model_type"]
+    (path / "config.json").write_text(json.dumps({**raw, "_class_name": "WanAnimateModel", **own}))
+    # the blurs are buffers there, and biases have as many dimensions as images
+    state = official_state(source, "transformer")
+    net = "motion_encoder.enc.net_app.convs"
+    state = {name: x[None] if name.startswith(net) and x.ndim == 3 else x for name, x in state.items()}
+    state |= {f"{net}.{number}.{name}.0.kernel": torch.ones(4, 4) for number in (1, 2) for name in ("conv2", "skip")}
+    save_file(state, path / "diffusion_pytorch_model.safetensors")
+    return path
+
+
 def official_config(source: Path, component: str, model_type: str) -> str:
     """The `config.json` that the Wan authors would have written of a transformer of Diffusers repo `source`."""
     config = json.loads((source / component / "config.json").read_text())
@@ -125,6 +148,7 @@ def official_state(repo: Path, component: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     from fastvideo.configs.models.base import ArchConfig
+    from fastvideo.configs.models.dits.wananimate import WanAnimateArchConfig
     from fastvideo.configs.models.dits.wanvace import WanVACEArchConfig
     from fastvideo.configs.models.dits.wanvideo import WanVideoArchConfig
     from fastvideo.configs.models.encoders.clip import CLIPVisionArchConfig
@@ -139,6 +163,7 @@ def official_state(repo: Path, component: str) -> dict[str, torch.Tensor]:
     folder = repo / component
     raw = json.loads((folder / "config.json").read_text())
     arch_class = WanVACEArchConfig if "vace_layers" in raw else arch_classes[component]
+    arch_class = WanAnimateArchConfig if "motion_dim" in raw else arch_class
     arch = arch_class.from_dict(raw)
     state: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):

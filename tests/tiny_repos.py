@@ -285,3 +285,40 @@ def make_vace_repo(path: Path, scheduler: str = "unipc", seed: int = 0) -> Path:
         scheduler=make_scheduler(scheduler, 3.0),
     ).save_pretrained(path)
     return path
+
+
+def make_animate_repo(
+    path: Path,
+    scheduler: str = "unipc",
+    seed: int = 0,
+    transformer: dict[str, Any] | None = None,
+    image_encoder: dict[str, Any] | None = None,
+    text_encoder: dict[str, Any] | None = None,
+) -> Path:
+    """A Diffusers repo of a Wan 2.2 Animate pipeline in folder `path`: layers 0 and 2 of 4 look at a face of 16x16.
+
+    Returns:
+        `path`.
+    """
+    from diffusers import WanAnimatePipeline, WanAnimateTransformer3DModel
+
+    tokenizer, encoder = make_tokenizer(), make_image_encoder(5 * seed + 4, **(image_encoder or {}))
+    sizes: dict[str, Any] = {
+        "num_attention_heads": 3, "attention_head_dim": 20, "text_dim": 36, "freq_dim": 32, "ffn_dim": 100,
+        "num_layers": 4, "image_dim": encoder.config.hidden_size, "added_kv_proj_dim": 60, "motion_encoder_size": 16,
+        "motion_style_dim": 11, "motion_encoder_channel_sizes": {"4": 9, "8": 7, "16": 5}, "motion_dim": 6,
+        "motion_encoder_dim": 13, "face_encoder_hidden_dim": 14, "face_encoder_num_heads": 2,
+        "inject_face_latents_blocks": 2, "motion_encoder_batch_size": 3,
+    }  # fmt: skip
+    torch.manual_seed(5 * seed + 1)
+    model = randomize(WanAnimateTransformer3DModel(**{**sizes, **(transformer or {})}), 5 * seed + 1)
+    WanAnimatePipeline(
+        tokenizer=tokenizer,
+        text_encoder=make_text_encoder(len(tokenizer), seed=5 * seed, **(text_encoder or {})),
+        transformer=model,
+        vae=make_vae(seed=5 * seed + 2),
+        scheduler=make_scheduler(scheduler, 5.0),
+        image_encoder=encoder,
+        image_processor=make_image_processor(encoder.config.image_size),
+    ).save_pretrained(path)
+    return path

@@ -41,6 +41,11 @@ COMPONENTS: tuple[ComponentEntry, ...] = (
         arch="fastvideo.configs.models.dits.wanvace:WanVACEArchConfig",
     ),
     ComponentEntry(
+        class_name="WanAnimateTransformer3DModel",
+        model="fastvideo.models.dits.wananimate:WanAnimateTransformer3DModel",
+        arch="fastvideo.configs.models.dits.wananimate:WanAnimateArchConfig",
+    ),
+    ComponentEntry(
         class_name="AutoencoderKLWan",
         model="fastvideo.models.vaes.wanvae:AutoencoderKLWan",
         arch="fastvideo.configs.models.vaes.wanvae:WanVAEArchConfig",

@@ -52,6 +52,12 @@ _VACE: dict[str, Any] = {
     "pipeline": f"{_BASIC}.wan_vace_pipeline:WanVACEPipeline",
     "official_layout": f"{_LAYOUTS}:OFFICIAL_VACE_LAYOUT",
 }
+_ANIMATE: dict[str, Any] = {
+    "pipeline_class": "WanAnimatePipeline",
+    "pipeline": f"{_BASIC}.wan_animate_pipeline:WanAnimatePipeline",
+    "sampling": "fastvideo.configs.sample.wan:WanAnimateSampling",
+    "official_layout": f"{_LAYOUTS}:OFFICIAL_ANIMATE_LAYOUT",
+}
 
 MODELS: tuple[ModelEntry, ...] = (
     ModelEntry(
@@ -247,5 +253,19 @@ MODELS: tuple[ModelEntry, ...] = (
         pipeline_config=f"{_LAYOUTS}:WanT2VConfig",
         sampling="fastvideo.configs.sample.wan:WanVACESampling",
         **_VACE,
+    ),
+    ModelEntry(
+        name="wan2.2-animate-14b",
+        description="Wan 2.2 Animate: somebody in an image moves as somebody in a video, 14B parameters, 720p",
+        model_ids=("Wan-AI/Wan2.2-Animate-14B-Diffusers", "Wan-AI/Wan2.2-Animate-14B"),
+        pipeline_config=f"{_LAYOUTS}:WanAnimateConfig",
+        signature=(("transformer.num_layers", 40), ("transformer.ffn_dim", 13824)),
+        **_ANIMATE,
+    ),
+    ModelEntry(
+        name="wan2.2-animate",
+        description="Any other local Wan 2.2 Animate repo",
+        pipeline_config=f"{_LAYOUTS}:WanT2VConfig",
+        **_ANIMATE,
     ),
 )

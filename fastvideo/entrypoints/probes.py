@@ -1,5 +1,6 @@
 """How `fastvideo verify` runs each kind of component: ours, and the reference's, on the same inputs."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from fastvideo.models.dits.wananimate import FaceVideo
 from fastvideo.models.dits.wanvace import WanVACETransformer3DModel
 from fastvideo.models.encoders.image_processor import ImageProcessor
 
@@ -59,9 +61,11 @@ def our_text(encoder: Any, inputs: Inputs) -> Outputs:
 
 def reference_text(encoder: Any, inputs: Inputs) -> Outputs:
     """The same by the reference's pipeline, which cleans and pads prompts."""
-    pipeline = inputs.pipeline_class(
-        tokenizer=inputs.tokenizer, text_encoder=encoder, vae=None, transformer=None, scheduler=None
-    )
+    needed = [
+        name for name, one in inspect.signature(inputs.pipeline_class).parameters.items() if one.default is one.empty
+    ]
+    given = dict.fromkeys(needed) | {"tokenizer": inputs.tokenizer, "text_encoder": encoder}
+    pipeline = inputs.pipeline_class(**given)
     embedded = pipeline.encode_prompt(
         list(PROMPTS), do_classifier_free_guidance=False, max_sequence_length=inputs.text_len
     )
@@ -122,6 +126,31 @@ def reference_steered(dit: Any, inputs: Inputs) -> Outputs:
     return {"transformer": made}
 
 
+def motion_for(side: int, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random latents of poses, and a face of `side` pixels, for a transformer that animates."""
+    generator = torch.Generator("cpu").manual_seed(SEED + 1)
+    channels, frames = (latents.shape[1] - 4) // 2, latents.shape[2] - 1
+    pose = torch.randn(latents.shape[0], channels, frames, *latents.shape[3:], generator=generator)
+    return pose, torch.rand(latents.shape[0], 3, 4 * frames - 3, side, side, generator=generator) * 2 - 1
+
+
+def our_animated(dit: Any, inputs: Inputs) -> Outputs:
+    """The prediction of a transformer that animates."""
+    length = inputs.text_len // 2
+    text, padding = inputs.text[:, :length], inputs.text_len - length
+    pose, face = motion_for(dit.arch.motion_encoder_size, inputs.model_input)
+    shown = {"image": inputs.states, "pose": pose, "face": FaceVideo(face)}
+    return {"transformer": dit(inputs.model_input, inputs.timestep, text=text, text_padding=padding, **shown)}
+
+
+def reference_animated(dit: Any, inputs: Inputs) -> Outputs:
+    """The same, with all rows of text there."""
+    assert inputs.states is not None
+    pose, face = motion_for(dit.config.motion_encoder_size, inputs.model_input)
+    given, *shown = (x.to(dit.dtype) for x in (inputs.model_input, inputs.text, inputs.states, pose, face))
+    return {"transformer": dit(given, inputs.timestep, *shown, return_dict=False)[0]}
+
+
 def our_sight(encoder: Any, inputs: Inputs) -> Outputs:
     """What the encoder sees in the image."""
     encoder.processor = ImageProcessor(size=encoder.arch.image_size, crop=(encoder.arch.image_size,) * 2)
@@ -155,6 +184,7 @@ PROBES: dict[str, Probe] = {
     "UMT5EncoderModel": TEXT,
     "CLIPVisionModel": Probe(our_sight, reference_sight),
     "WanVACETransformer3DModel": Probe(our_steered, reference_steered),
+    "WanAnimateTransformer3DModel": Probe(our_animated, reference_animated),
     "WanTransformer3DModel": Probe(our_prediction, reference_prediction),
     # as long as there is nothing before it, a chunk is a clip
     "CausalWanTransformer3DModel": Probe(our_prediction, reference_prediction),

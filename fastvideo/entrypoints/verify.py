@@ -18,7 +18,7 @@ from PIL import Image
 from fastvideo.attention.layer import DistributedAttention
 from fastvideo.attention.selector import set_attention_backend
 from fastvideo.configs.pipelines.base import PipelineConfig
-from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.configs.sample.base import VIDEOS, SamplingParam
 from fastvideo.entrypoints.probes import PROBES, PROMPTS, SEED, Inputs, Outputs
 from fastvideo.entrypoints.reference import check_packages, load_reference, quiet, reference_pipeline, reference_video
 from fastvideo.entrypoints.video_generator import VideoGenerator
@@ -230,6 +230,8 @@ def pipeline_row(repo: Repo, plans: list[Blueprint], config: PipelineConfig, cli
     sampling: SamplingParam = resolve(repo.entry.sampling)()
     sampling.update(**clip._asdict(), num_inference_steps=STEPS, seed=SEED, save_video=False, return_frames=True)
     sampling.update(image_fit="stretch")
+    if sampling.segment_frame_length is not None:
+        sampling.update(segment_frame_length=clip.num_frames)
     shown = media_for(sampling, needed_by(repo, config))
     expected = reference_video(repo, plans, PROMPTS[0], sampling, config.text_len, shown)
     gc.collect()  # the reference's pipeline is in a cycle, and ours comes beside it
@@ -266,7 +268,7 @@ def media_for(sampling: SamplingParam, needs: tuple[str, ...]) -> dict[str, Any]
     def picture() -> Image.Image:
         return Image.fromarray(torch.randint(256, size, generator=generator, dtype=torch.uint8).numpy())
 
-    return {name: [picture() for _ in range(sampling.num_frames)] if name == "video" else picture() for name in needs}
+    return {name: [picture() for _ in range(sampling.num_frames)] if name in VIDEOS else picture() for name in needs}
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -154,6 +154,20 @@ def test_fun_control(
     assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == ["(32, 32, 5)"]
 
 
+def test_animate(animate_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("poses", "face", "street", "mask"):
+        frames = film(30, 60, 9)
+        frames[0].save(f"{name}.webp", save_all=True, append_images=frames[1:], lossless=True)
+    picture(30, 50).save("dancer.png")
+    short = {"height": 32, "width": 32, "num_inference_steps": 1, "segment_frame_length": 5, "guidance_scale": 1.0}
+    monkeypatch.setattr(SamplingParam, "from_pretrained", lambda model: SamplingParam(**short))
+    shown = ("a dancer", "dancer.png", "poses.webp", "face.webp")
+    run(monkeypatch, "animate.py", animate_repo, *shown, 9)
+    run(monkeypatch, "animate.py", animate_repo, *shown, 5, "street.webp", "mask.webp")
+    # the size is the poses', and not the image's
+    assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == ["(32, 16, 9)", "(32, 16, 5)"]
+
+
 def test_stream(
     causal_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -135,6 +135,11 @@ def shown(**media: Any) -> tuple[Request, ...]:
     return tuple(requests)
 
 
+def animated(frames: int) -> dict[str, Any]:
+    """An image, poses and a face."""
+    return {"image": picture(61, 45), "pose_video": film(50, 33, frames), "face_video": film(21, 24, frames, seed=5)}
+
+
 IMAGE, LAST, VIDEO = picture(61, 45), picture(30, 77, seed=4), film(61, 45, 13)
 CASES: tuple[Case, ...] = (
     Case(
@@ -195,6 +200,18 @@ CASES: tuple[Case, ...] = (
     Case(
         name="lucy", family="Wan 2.2", title="Lucy Edit", make=tiny_repos.make_lucy_repo,
         requests=(({"video": VIDEO[:9]}, LARGE), ({"video": VIDEO[:5]}, NARROW)), against="LucyEditPipeline",
+    ),
+    Case(
+        name="animate", family="Wan 2.2", title="Animate", make=tiny_repos.make_animate_repo,
+        requests=(
+            (animated(9), {"segment_frame_length": 9}),
+            (animated(5), {**TALL, "segment_frame_length": 5, "num_inference_steps": 2}),
+            (
+                {**animated(12), "background_video": film(80, 16, 12), "mask_video": film(80, 16, 12, seed=9)},
+                {**WIDE, "num_frames": 12, "segment_frame_length": 5, "mode": "replace"},
+            ),
+        ),
+        against="WanAnimatePipeline", without=("num_frames",),
     ),
     Case(
         name="dmd", family="Wan 2.1", title="three steps (DMD)", make=_dmd,

@@ -82,6 +82,13 @@ class WanTI2VConfig(WanT2VConfig):
 
 
 @dataclass(kw_only=True)
+class WanAnimateConfig(WanT2VConfig):
+    """Wan2.2-Animate-14B."""
+
+    flow_shift: float | None = 5.0
+
+
+@dataclass(kw_only=True)
 class FastWanConfig(WanT2VConfig):
     """FastWan models: the shift is of the noise schedule that they were distilled with."""
 
@@ -274,3 +281,12 @@ OFFICIAL_TI2V_FUN_CONTROL_LAYOUT = OfficialLayout(
     components=(_FUN_TRANSFORMER, *_FUN_AROUND_5B),
 )
 """A flat folder of Wan 2.2 Fun Control, 5B parameters."""
+
+OFFICIAL_ANIMATE_LAYOUT = OfficialLayout(
+    config_classes=("WanAnimateModel",),
+    pipeline_class="WanAnimatePipeline",
+    components=(
+        _transformer("transformer", class_name="WanAnimateTransformer3DModel"), *_IMAGE_ENCODER, *_around(5.0),
+    ),
+)  # fmt: skip
+"""A flat folder of Wan 2.2 Animate."""

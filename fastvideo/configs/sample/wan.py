@@ -3,10 +3,12 @@
 Source: the model cards; the negative prompt is the one that the Wan 2.1 authors publish with their models.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
 from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.utils import require
 
 WAN21_NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
@@ -127,6 +129,39 @@ class WanVACE720PSampling(WanVACESampling):
 
     height: int = 720
     width: int = 1280
+
+
+@dataclass(kw_only=True)
+class WanAnimateSampling(SamplingParam):
+    """Wan2.2-Animate-14B."""
+
+    needs: ClassVar[tuple[str, ...]] = ("image", "pose_video", "face_video")
+    takes: ClassVar[tuple[str, ...]] = (
+        "background_video", "mask_video", "mode", "segment_frame_length", "prev_segment_conditioning_frames",
+        "motion_encode_batch_size",
+    )  # fmt: skip
+    # the one in the image is put in the middle of a video of the size of the poses
+    sized_by: ClassVar[tuple[str, ...]] = ("pose_video",)
+
+    negative_prompt: str = WAN21_NEGATIVE_PROMPT
+    height: int = 720
+    width: int = 1280
+    num_frames: int = 77
+    fps: int = 30
+    num_inference_steps: int = 20
+    guidance_scale: float = 1.0
+    mode: str | None = "animate"
+    segment_frame_length: int | None = 77
+    prev_segment_conditioning_frames: int | None = 1
+
+    @classmethod
+    def check_together(cls, sampling: SamplingParam, media: Collection[str]) -> None:
+        """A background and its mask are for replacing somebody, and nothing is replaced without them."""
+        mode, both = sampling.mode or "animate", ("background_video", "mask_video")
+        for name in both:
+            require(mode == "replace" or name not in media, name, "...", f"does nothing with mode={mode!r}",
+                    "set mode to 'replace', or leave it out")  # fmt: skip
+            require(mode != "replace" or name in media, "mode", mode, f"needs {' and '.join(both)}", f"give {name} too")
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from fastvideo.configs.models.base import ArchConfig, ParamNamesMapping, Rename, TransformerShape, shape_of, stacked
 
-OFFICIAL_TYPES = ("t2v", "i2v", "flf2v", "ti2v", "vace")
+OFFICIAL_TYPES = ("t2v", "i2v", "flf2v", "ti2v", "vace", "animate")
 """Values of `model_type` in an official `config.json`."""
 
 
