@@ -15,7 +15,7 @@ from fastvideo.configs.registry import MODELS, ModelEntry
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.result import to_frames
 from fastvideo.entrypoints.watch import control_of
-from fastvideo.pipelines.pipeline_batch_info import CancelToken, ForwardBatch, Progress
+from fastvideo.pipelines.pipeline_batch_info import CancelToken, ForwardBatch, MediaInputs, Progress
 from fastvideo.utils import require
 from fastvideo.worker.executor import Executor
 from fastvideo.worker.in_process import InProcessExecutor
@@ -76,8 +76,10 @@ class StreamMethods(ABC):
         """Where the pipeline runs; raises a `RuntimeError` after `shutdown`."""
 
     @abstractmethod
-    def check_request(self, prompt: str, sampling_param: SamplingParam | None = None, **fields: Any) -> SamplingParam:
-        """Refuse what the model cannot run; the sampling parameters that a request comes to."""
+    def _checked(
+        self, prompt: str, sampling_param: SamplingParam | None, fields: dict[str, Any]
+    ) -> tuple[SamplingParam, MediaInputs]:
+        """Refuse what the model cannot run; the sampling parameters that a request comes to, and its media."""
 
     def stream(
         self,
@@ -100,7 +102,8 @@ class StreamMethods(ABC):
             progress: called with each step.
             cancel: a token whose `cancel()`, from any thread, stops the stream at its next step.
             preview_every: steps from one preview in `progress` to the next; 0 makes none.
-            fields: fields of `SamplingParam` that beat those of `sampling_param`; not those about files and results.
+            fields: fields of `SamplingParam` that beat those of `sampling_param`, and the media of `generate_video`,
+                such as `image`; not those about files and results.
 
         Returns:
             A generator of `VideoChunk`; each has its `index`, the number `start` of its first frame, and `frames`
@@ -120,12 +123,13 @@ class StreamMethods(ABC):
             raise ValueError(f"stream: {self.entry.name} makes all frames at once; use generate_video, or {able}")
         assert isinstance(executor, InProcessExecutor), "models that stream run on one device"
         control = control_of(progress, cancel, preview_every)
-        sampling = self.check_request(prompt, sampling_param, **fields)
+        sampling, media = self._checked(prompt, sampling_param, fields)
         count = sampling.num_videos_per_prompt
         require(count == 1, "num_videos_per_prompt", count, "a stream is of one video", "set it to 1")
         batch = ForwardBatch(
-            prompts=[prompt], negative_prompts=[sampling.negative_prompt], sampling=sampling, control=control
-        )
+            prompts=[prompt], negative_prompts=[sampling.negative_prompt], sampling=sampling, control=control,
+            media=media,
+        )  # fmt: skip
         chunks = self._chunks(executor, batch)
         self._open = weakref.ref(chunks)
         return chunks

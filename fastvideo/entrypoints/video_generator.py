@@ -230,8 +230,14 @@ class VideoGenerator(LoraMethods, StreamMethods):
             ValueError: the field, its value, the rule, and what to do.
         """
         self._running()
-        given = {name: fields.pop(name, None) for name in MEDIA}
-        sampling, media = self._with_media(self._sampling(sampling_param, fields), given)
+        return self._checked(prompt, sampling_param, fields)[0]
+
+    def _checked(
+        self, prompt: str, sampling_param: SamplingParam | None, fields: dict[str, Any]
+    ) -> tuple[SamplingParam, MediaInputs]:
+        given = {name: fields.get(name) for name in MEDIA}
+        rest = {name: value for name, value in fields.items() if name not in MEDIA}
+        sampling, media = self._with_media(self._sampling(sampling_param, rest), given)
         batch = ForwardBatch(
             prompts=[prompt], negative_prompts=[sampling.negative_prompt], sampling=sampling, media=media
         )
@@ -241,7 +247,7 @@ class VideoGenerator(LoraMethods, StreamMethods):
                 pipeline: type[ComposedPipelineBase] = resolve(self.entry.pipeline)
                 self._checker = pipeline.without_weights(self.repo, self.args, self.pipeline_config)
         self._checker.check(batch)
-        return sampling
+        return sampling, media
 
     def _generate(
         self,
