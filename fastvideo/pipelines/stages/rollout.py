@@ -17,10 +17,16 @@ from fastvideo.pipelines.stages.base import StreamingStage
 from fastvideo.pipelines.stages.decoding import checked_frames
 from fastvideo.pipelines.stages.denoising import Conditions, Preview, check_finite, picture_of
 from fastvideo.pipelines.stages.latent_preparation import LatentShape
+from fastvideo.pipelines.stages.media import MakeCondition
 from fastvideo.platforms import current_platform
 
 NewMemory = Callable[[tuple[int, int, int]], RollingCache]
 """What a model sees of earlier chunks, empty, for a video whose latents are so many frames, rows and columns."""
+
+
+def no_frames(batch: ForwardBatch, device: torch.device) -> torch.Tensor | None:
+    """Nothing is known."""
+    return None
 
 
 class ChunkDecoder(Resident, Protocol):
@@ -52,9 +58,20 @@ class RolloutStage(StreamingStage):
         latent_shape: LatentShape,
         new_memory: NewMemory,
         chunk: int,
+        first: int = 0,
+        given: MakeCondition = no_frames,
         preview: Preview | None = None,
     ) -> None:
-        """`chunk` are the latent frames of one, of which a video has a multiple; the model's `embed` takes `memory`."""
+        """The model's `embed` takes `memory`.
+
+        Args:
+            scheduler, model, vae, conditions, latent_shape, new_memory, preview: what their types say.
+            chunk: latent frames of one, of which a video has a multiple.
+            first: latent frames of another chunk before those; 0 where there is none.
+            given: latents [1, C, first, h, w] of that chunk where they are not made but known; None where they are.
+        """
+        self.first = first
+        self.given = given
         self.scheduler = scheduler
         self.model = model
         self.vae = vae
@@ -73,14 +90,16 @@ class RolloutStage(StreamingStage):
         """
         device = current_platform(args.device).device
         channels, frames, height, width = self.latent_shape(batch.sampling)
-        shape = (batch.size, channels, self.chunk, height, width)
+        sizes = [self.first] * bool(self.first) + [self.chunk] * ((frames - self.first) // self.chunk)
+        known = self.given(batch, device)
         text = self.conditions(written(batch.prompt_embeds, "prompt_embeds"))
         generator = torch.Generator("cpu").manual_seed(batch.sampling.seed)
         past, memory = Past(), self.new_memory((frames, height, width))
         clean: Callable[[], torch.Tensor] | None = None
-        latents, passes = torch.empty(0), 0
+        latents, passes, size = torch.empty(0), 0, 0
 
         def noise() -> torch.Tensor:
+            shape = (batch.size, channels, size, height, width)
             return torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
 
         def predict(timestep: torch.Tensor) -> torch.Tensor:
@@ -93,9 +112,13 @@ class RolloutStage(StreamingStage):
             return None if self.preview is None or clean is None else picture_of(self.preview(clean()))
 
         steps = batch.sampling.num_inference_steps
-        total = frames // self.chunk * (steps + 1)
-        for index in batch.control.steps(self.name, range(total), total, draw):
-            step = index % (steps + 1)
+        made = range(len(sizes)) if known is None else range(1, len(sizes))
+        # the last step of each chunk is its decoding
+        plan = [(0, steps)] * (known is not None) + [(number, step) for number in made for step in range(steps + 1)]
+        for index, (number, step) in enumerate(batch.control.steps(self.name, plan, len(plan), draw)):
+            size = sizes[number]
+            if known is not None and number == 0:
+                latents = known.expand(batch.size, -1, -1, -1, -1)
             if step == 0:
                 self.scheduler.set_timesteps(steps, device)
                 latents = noise()
@@ -104,10 +127,10 @@ class RolloutStage(StreamingStage):
                 prediction = predict(t)
                 clean = partial(self.scheduler.clean, prediction, t, latents)
                 latents = self.scheduler.renoise(prediction, latents, None if self.scheduler.last else noise())
-                check_finite(latents, index + 1, total)
+                check_finite(latents, index + 1, len(plan))
                 continue
             yield checked_frames(self.use(self.vae).following(latents, past), self.groups.control)
-            if index + 1 < total:  # nobody sees the last chunk
+            if number + 1 < len(sizes):  # nobody sees the last chunk
                 predict(torch.zeros((), device=device))
-                memory.keep(self.chunk)
+                memory.keep(size)
         batch.block_runs = BlockRuns(passes * len(self.model.blocks), 0)
