@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import causal_repos, fun_repos, official_repos, tiny_repos
+from tests import causal_repos, few_step_repos, fun_repos, official_repos, tiny_repos
 
 # no test may depend on the network
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -93,6 +93,21 @@ def lucy_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vace_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Wan 2.1 VACE repo. Read only."""
     return tiny_repos.make_vace_repo(tmp_path_factory.mktemp("repos") / "wan-tiny-vace")
+
+
+@pytest.fixture(scope="session")
+def rcm_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Wan 2.1 text-to-video weights in a folder of rCM. Read only."""
+    return few_step_repos.make_rcm_repo(tmp_path_factory.mktemp("repos") / "rcm")
+
+
+@pytest.fixture(scope="session")
+def causal_i2v_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny causal Wan repo whose first frame is a chunk of its own. Read only."""
+    return causal_repos.make_causal_repo(
+        tmp_path_factory.mktemp("repos") / "causal-i2v", sliding_window_num_frames=6, sink_size=1,
+        independent_first_frame=True,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

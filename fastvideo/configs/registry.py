@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastvideo.configs import wan, wan_fun
+from fastvideo.configs import wan, wan_few_steps, wan_fun
 from fastvideo.configs.entries import ComponentEntry, ModelEntry
 from fastvideo.configs.official import OfficialLayout
 from fastvideo.configs.repo_index import RepoIndex, read_folder_index
@@ -14,7 +14,7 @@ from fastvideo.utils import nearest, require, resolve
 SHIPPED_MODEL = Path(__file__).parent.parent / "assets" / SHIPPED_NAME
 """The folder of the model in the package."""
 
-MODELS: tuple[ModelEntry, ...] = (*wan.MODELS, *wan_fun.MODELS)
+MODELS: tuple[ModelEntry, ...] = (*wan.MODELS, *wan_few_steps.MODELS, *wan_fun.MODELS)
 """Of all families."""
 
 COMPONENTS: tuple[ComponentEntry, ...] = (

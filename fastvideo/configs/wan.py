@@ -203,11 +203,11 @@ MODELS: tuple[ModelEntry, ...] = (
     ),
     ModelEntry(
         name="fastwan2.2-ti2v-5b",
-        description="Wan 2.2 text to video in three steps, 5B parameters, 720p",
+        description="Wan 2.2 text and image to video in three steps, 5B parameters, 720p",
         model_ids=("FastVideo/FastWan2.2-TI2V-5B-FullAttn-Diffusers",),
-        sampling="fastvideo.configs.sample.wan:FastWan22Sampling",
+        sampling="fastvideo.configs.sample.wan_few_steps:WanTI2VDMDSampling",
         signature=(("model_index.expand_timesteps", True),),
-        **_FAST,
+        **_FAST | {"pipeline": f"{_BASIC}.wan_dmd_pipeline:WanTI2VDMDPipeline"},
     ),
     ModelEntry(
         name="sfwan2.1-t2v-1.3b",

@@ -17,6 +17,7 @@ from fastvideo.configs.registry import find_component
 from fastvideo.configs.sample.base import OPTIONS, SamplingParam
 from fastvideo.models.loader.checkpoint import stream_tensors
 from fastvideo.models.loader.component_loader import Blueprint, load_tokenizer
+from fastvideo.models.loader.gguf_source import prefix_of
 from fastvideo.models.loader.repo import Repo
 from fastvideo.models.loader.weights import checkpoint_state, module_state
 from fastvideo.utils import resolve
@@ -65,13 +66,16 @@ def load_reference(plan: Blueprint, dtype: torch.dtype) -> Any:
     if not source.official:
         return model_class.from_pretrained(source.local_folder(), local_files_only=True, **kwargs).eval()
     config = dataclasses.asdict(plan.arch)
-    tensors = dict(stream_tensors(source.weight_files, source.header()))
+    prefix, shapes = prefix_of(source), {name: one.shape for name, one in plan.model.state_dict().items()}
+    tensors = {}
+    for name, tensor in stream_tensors(source.weight_files, source.header()):
+        target = plan.mapping(name)
+        if name.startswith(prefix):
+            # the authors' tensors may begin with dimensions of one, or be flat where the model's are not
+            whole = target is not None and target.parts == 1
+            tensors[name.removeprefix(prefix)] = tensor.reshape(shapes[target.name]) if target and whole else tensor
     if source.library == "transformers":
-        ours = module_state(tensors, plan.mapping)
-        shapes = {name: tensor.shape for name, tensor in plan.model.state_dict().items()}
-        # the authors' tensors may begin with dimensions of one
-        shaped = {name: tensor.reshape(shapes[name]) for name, tensor in ours.items()}
-        state = checkpoint_state(shaped, plan.arch.param_names_mapping)
+        state = checkpoint_state(module_state(tensors, plan.mapping), plan.arch.param_names_mapping)
         return model_class.from_pretrained(
             None, config=model_class.config_class(**config), state_dict=state, **kwargs
         ).eval()

@@ -13,6 +13,7 @@ REFERENCES_UP: dict[str, str] = {
     LAZY_EXPORTS: "the package's exports",
     "configs/registry.py": "the registry names pipelines and models, which are imported when one is used",
     "configs/wan.py": "and so do the entries of a family",
+    "configs/wan_few_steps.py": "those of its models of few steps",
     "configs/wan_fun.py": "the entries of its models by VideoX-Fun",
 }
 """Files that may hold the name of a module of a higher rank in a string."""

@@ -55,6 +55,17 @@ def test_a_chunk_comes_before_the_next_is_computed(generator: VideoGenerator) ->
     assert seen[-1].step == 4
 
 
+def test_an_image_begins_the_stream(causal_i2v_repo: Path) -> None:
+    picture = np.full((32, 48, 3), 200, np.uint8)
+    with VideoGenerator.from_pretrained(causal_i2v_repo, device="cpu", precision="fp32") as made:
+        size = {**SMALL, "num_frames": 13}
+        with_image, without = (
+            [chunk.frames for chunk in made.stream(KITE, image=image, **size)] for image in (picture, None)
+        )
+    assert [len(frames) for frames in with_image] == [1, 12]
+    assert not np.array_equal(with_image[0], without[0])
+
+
 def test_leaving_the_loop_ends_the_stream(generator: VideoGenerator) -> None:
     for chunk in generator.stream(KITE, **SMALL):
         assert chunk.index == 0

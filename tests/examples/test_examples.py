@@ -127,8 +127,10 @@ def test_video_to_video(
 
 
 def test_few_steps(
-    dmd_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    rcm_repo: Path, dmd_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    run(monkeypatch, "few_steps.py", rcm_repo, "a red circle", "32x16")
+    assert "s of denoising" in capsys.readouterr().out
     run(monkeypatch, "few_steps.py", dmd_repo, "a red kite", "32x16")
     assert "s of denoising" in capsys.readouterr().out
     assert read_frames(tmp_path / "video_samples" / "a red kite.mp4").shape == (61, 16, 32, 3)
@@ -175,3 +177,11 @@ def test_stream(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" after ")[0] for line in lines] == ["9 frames", "21 frames", "33 frames"]
     assert [path.name for path in sorted((tmp_path / "frames").iterdir())] == [f"{n:05d}.png" for n in range(33)]
+
+
+def test_stream_from_an_image(
+    causal_i2v_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(32, 16).save("kite.png")
+    run(monkeypatch, "stream.py", causal_i2v_repo, "a red kite", 13, "32x16", "kite.png")
+    assert [line.split(" after ")[0] for line in capsys.readouterr().out.splitlines()] == ["1 frames", "13 frames"]

@@ -5,14 +5,14 @@ from typing import Any
 import torch
 
 
-def mask(frames: int, chunk: int, window: int, sink: int, tokens: int) -> torch.Tensor:
+def mask(frames: int, chunk: int, window: int, sink: int, tokens: int, first: int = 0) -> torch.Tensor:
     """Which of `frames` * `tokens` keys each query sees, [L, L].
 
     The frames of a chunk see the frames up to the chunk's end; of those the first `sink`, and the last such that it is
-    `window` in all.
+    `window` in all. There may be a chunk of `first` frames before the others.
     """
     frame = torch.arange(frames)
-    end = (frame // chunk + 1)[:, None] * chunk
+    end = (((frame - first) // chunk + 1) * chunk + first)[:, None]
     seen = (frame < end) & ((frame >= end - (window - sink)) | (frame < sink))
     return seen.repeat_interleave(tokens, dim=0).repeat_interleave(tokens, dim=1)
 

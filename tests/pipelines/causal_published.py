@@ -31,28 +31,36 @@ def published(
     models: Any, fields: dict[str, Any], media: dict[str, Any], prompts: Sequence[str] = (CAT,)
 ) -> torch.Tensor:
     """The videos [B, 3, T, H, W] in [0, 1], one of each prompt: for each step of each chunk a pass over all frames so
-    far, those before the chunk clean and at timestep 0, under the mask of what each chunk sees."""
+    far, those before the chunk clean and at timestep 0, under the mask of what each chunk sees. Where the first frame
+    is a chunk of its own, it may be the image."""
     transformer, vae = models.transformer, models.vae
     window, sink = transformer.config.get("sliding_window_num_frames", 21), transformer.config.get("sink_size", 0)
     frames, height, width = (fields["num_frames"] - 1) // 4 + 1, fields["height"] // 8, fields["width"] // 8
     tokens = height // 2 * (width // 2)
     generator = torch.Generator("cpu").manual_seed(fields["seed"])
+    first = int(transformer.config.get("independent_first_frame", False))
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
     done = torch.zeros(len(prompts), 16, 0, height, width)
     with torch.no_grad():
         text = models.encode_prompt(list(prompts), do_classifier_free_guidance=False, max_sequence_length=512)[0]
-        for start in range(0, frames, 3):
-            chunk = torch.randn(len(prompts), 16, 3, height, width, generator=generator)
+        if "image" in media:
+            image = models.video_processor.preprocess(media["image"], fields["height"], fields["width"])
+            known = (vae.encode(image.unsqueeze(2)).latent_dist.mode() - mean) / std
+            done = known.expand(len(prompts), -1, -1, -1, -1)
+        while done.shape[2] < frames:
+            start = done.shape[2]
+            size = 1 if first and not start else 3
+            chunk = torch.randn(len(prompts), 16, size, height, width, generator=generator)
             for number, time in enumerate(STEPS):
-                times = torch.cat((torch.zeros(start), time.expand(3)))
-                seen = mask(start + 3, 3, window, sink, tokens)
+                times = torch.cat((torch.zeros(start), time.expand(size)))
+                seen = mask(start + size, 3, window, sink, tokens, first)
                 velocity = predict(transformer, torch.cat((done, chunk), dim=2), times, text, seen)[:, :, start:]
                 data = chunk - time / 1000 * velocity
                 if number < len(STEPS) - 1:
                     level = STEPS[number + 1] / 1000
                     chunk = (1 - level) * data + level * torch.randn(data.shape, generator=generator)
             done = torch.cat((done, data), dim=2)
-        mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
         video: torch.Tensor = vae.decode(done * std + mean, return_dict=False)[0]
     return (video / 2 + 0.5).clamp(0, 1)

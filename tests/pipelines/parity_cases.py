@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from tests import causal_repos, fun_repos, tiny_repos
-from tests.pipelines import causal_published, fun_published, wan_pairs
+from tests import causal_repos, few_step_repos, fun_repos, tiny_repos
+from tests.pipelines import causal_published, fun_published, rcm_published, wan_pairs
 from tests.pipelines.wan_pairs import CAT, film, picture
 
 Request = tuple[dict[str, Any], dict[str, Any]]
@@ -74,6 +74,7 @@ def distilled(
     Videos [B, 3, T, H, W] in [0, 1], one of each prompt.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.video_processor import VideoProcessor
 
     scheduler, vae = FlowMatchEulerDiscreteScheduler(shift=8.0), reference.vae
     space = vae.config.scale_factor_spatial
@@ -81,19 +82,31 @@ def distilled(
     generator = torch.Generator("cpu").manual_seed(fields["seed"])
     latents = torch.randn(len(prompts), vae.config.z_dim, *size, generator=generator)
     steps = torch.tensor([1000, 757, 522])
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
     with torch.no_grad():
         text = reference.encode_prompt(list(prompts), do_classifier_free_guidance=False, max_sequence_length=512)[0]
+        # a given image is the first latent frame, whose tokens are at timestep 0
+        unknown = torch.ones(1, 1, *size)
+        known = torch.zeros(1, vae.config.z_dim, 1, *size[1:])
+        if "image" in media:
+            unknown[:, :, 0] = 0
+            shown = VideoProcessor(vae_scale_factor=space).preprocess(media["image"], fields["height"], fields["width"])
+            known = (vae.encode(shown.unsqueeze(2)).latent_dist.mode() - mean) / std
         for number, step in enumerate(steps):
             level = scheduler.sigmas[(scheduler.timesteps - step).abs().argmin()].double()
-            velocity = reference.transformer(latents, step.expand(len(prompts)), text, return_dict=False)[0]
+            latents = (1 - unknown) * known + unknown * latents
+            times = step.expand(len(prompts))
+            if "image" in media:
+                times = (unknown[0, 0, :, ::2, ::2] * step).flatten().expand(len(prompts), -1)
+            velocity = reference.transformer(latents, times, text, return_dict=False)[0]
             data = (latents.double() - level * velocity.double()).float()
             if number < len(steps) - 1:
                 following = (scheduler.timesteps - steps[number + 1]).abs().argmin()
                 noise = torch.randn(latents.shape, generator=generator)
                 latents = scheduler.scale_noise(data, scheduler.timesteps[following : following + 1], noise)
-        mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
+        data = (1 - unknown) * known + unknown * data
         video: torch.Tensor = vae.decode(data * std + mean, return_dict=False)[0]
     return (video / 2 + 0.5).clamp(0, 1)
 
@@ -102,8 +115,12 @@ def _causal(path: Path) -> Path:
     return causal_repos.make_causal_repo(path, sliding_window_num_frames=6, sink_size=1)
 
 
-def _dmd(path: Path) -> Path:
-    source = tiny_repos.make_wan_repo(path.with_name(f"{path.name}-source"))
+def _causal_i2v(path: Path) -> Path:
+    return causal_repos.make_causal_repo(path, sliding_window_num_frames=6, sink_size=1, independent_first_frame=True)
+
+
+def _dmd(path: Path, make: Callable[[Path], Path] = tiny_repos.make_wan_repo) -> Path:
+    source = make(path.with_name(f"{path.name}-source"))
     return tiny_repos.make_renamed_repo(path, source, "WanDMDPipeline")
 
 
@@ -225,6 +242,39 @@ CASES: tuple[Case, ...] = (
             for fields, frames in (({}, 9), (TALL, 21), (WIDE, 45))
         ),
         against="the published algorithm", published=causal_published.published, load=causal_published.load_models,
+    ),
+    Case(
+        name="causal-i2v", family="Wan 2.1", title="chunk by chunk from a first frame", make=_causal_i2v,
+        requests=tuple(
+            (media, {**fields, "num_frames": frames, "num_inference_steps": 4, "guidance_scale": 1.0})
+            for media, fields, frames in (({"image": IMAGE}, {}, 25), ({"image": LAST}, TALL, 13), ({}, WIDE, 37))
+        ),
+        against="the published algorithm", published=causal_published.published, load=causal_published.load_models,
+    ),
+    Case(
+        name="dmd-ti2v", family="Wan 2.2", title="three steps (DMD) from an image",
+        make=lambda path: _dmd(path, tiny_repos.make_ti2v_repo),
+        requests=tuple(({"image": IMAGE}, {**fields, **THREE_STEPS}) for fields in (LARGE, NARROW)),
+        against="the published algorithm", published=distilled, reference_class="WanPipeline",
+    ),
+    Case(
+        name="rcm", family="Wan 2.1", title="one to four steps (rCM)", make=few_step_repos.make_rcm_repo,
+        requests=tuple(
+            ({}, {**fields, "num_inference_steps": steps, "guidance_scale": 1.0})
+            for fields, steps in (({}, 4), (TALL, 2), (WIDE, 1))
+        ),
+        against="the published algorithm", published=rcm_published.published,
+        load=lambda repo: wan_pairs.load_reference(few_step_repos.source_of(repo)),
+    ),
+    Case(
+        name="rcm-i2v", family="Wan 2.2", title="image to video in one to four steps (rCM)",
+        make=few_step_repos.make_rcm_i2v_repo,
+        requests=tuple(
+            (media, {**fields, "num_inference_steps": steps, "guidance_scale": 1.0})
+            for media, fields, steps in (({"image": picture(48, 32)}, {}, 4), ({"image": picture(16, 48)}, TALL, 3))
+        ),
+        against="the published algorithm", published=rcm_published.published,
+        load=lambda repo: wan_pairs.load_reference(few_step_repos.source_of(repo)),
     ),
     fun_case(
         "inp", "Fun InP", ({"image": IMAGE}, {}), ({"image": IMAGE, "last_image": LAST}, TALL), ({}, WIDE),

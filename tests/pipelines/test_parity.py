@@ -22,7 +22,8 @@ def test_every_pipeline_is_in_the_table() -> None:
     rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| Wan ")]
     assert [tuple(row[:2]) for row in rows] == [(case.family, case.title) for case in CASES]
     restated = {
-        "WanDMDPipeline", "WanCausalDMDPipeline", *(kind.pipeline_class for kind in fun_repos.KINDS.values()),
+        "WanDMDPipeline", "WanCausalDMDPipeline", "WanRCMPipeline", "WanRCMImageToVideoPipeline",
+        *(kind.pipeline_class for kind in fun_repos.KINDS.values()),
     }  # fmt: skip
     compared = {case.reference_class or case.against for case in CASES} | restated
     assert {entry.pipeline_class for entry in MODELS} <= compared

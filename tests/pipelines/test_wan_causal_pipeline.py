@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from fastvideo.configs.registry import entry_for
 from fastvideo.configs.sample.wan import SFWanSampling
+from fastvideo.entrypoints.media_inputs import read_media
 from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
 from fastvideo.pipelines.pipeline_batch_info import Cancelled, Control, ForwardBatch, Progress
-from tests import causal_repos
+from tests import causal_repos, few_step_repos
 from tests.pipelines.causal_published import load_models, published
 from tests.pipelines.wan_pairs import CAT, LEVEL, difference, load, ours, picture, request
 
@@ -125,3 +127,44 @@ def test_a_bad_request_is_one_line(
     with pytest.raises(ValueError, match=message) as caught:
         ours(pipeline, [CAT], [""], media, **small(**fields))
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def from_frames(causal_i2v_repo: Path) -> ComposedPipelineBase:
+    """Ours, of a model whose first frame is a chunk of its own."""
+    return load(causal_i2v_repo)
+
+
+def test_the_given_first_frame_is_a_chunk(from_frames: ComposedPipelineBase) -> None:
+    batch = batch_of(num_frames=25)
+    media = read_media(batch.sampling, {"image": picture(48, 32)})
+    shown = ForwardBatch(
+        prompts=batch.prompts, negative_prompts=batch.negative_prompts, sampling=batch.sampling, media=media
+    )
+    chunks = list(from_frames.stream(shown))
+    assert [chunk.shape[2] for chunk in chunks] == [1, 12, 12]
+    assert [chunk.shape[2] for chunk in from_frames.stream(batch)] == [1, 12, 12]
+    # 3 layers; four steps for each chunk that is made, and a pass after each but the last
+    assert shown.block_runs == (3 * (4 * 2 + 2), 0)
+
+
+@pytest.mark.parametrize(
+    ("media", "fields", "message"),
+    [
+        ({"image": picture(8, 8)}, {"num_frames": 9}, r"num_frames=9: must be 12k\+1, .*; try 1 or 13"),
+        ({"last_image": picture(8, 8)}, {"num_frames": 13}, "last_image: this model takes none"),
+    ],
+)
+def test_a_bad_request_with_a_first_frame(
+    from_frames: ComposedPipelineBase, media: dict[str, Any], fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ours(from_frames, [CAT], [""], media, **small(**fields))
+
+
+def test_a_checkpoint_of_the_authors(official_repo: Path, wan_repo: Path, tmp_path: Path) -> None:
+    # the averaged weights of a file that holds three sets of them
+    repo = few_step_repos.make_self_forcing_repo(tmp_path / "repo", official_repo)
+    assert entry_for(repo).name == "self-forcing-t2v"
+    expected = published(load_models(wan_repo), small(), {})
+    assert difference(ours(load(repo), [CAT], [""], {}, **small()), expected) < LEVEL

@@ -117,6 +117,13 @@ def _euler(flow_shift: float) -> OfficialComponent:
     )  # fmt: skip
 
 
+def _rcm(sigma_max: float) -> OfficialComponent:
+    return OfficialComponent(
+        name="scheduler", library="diffusers", class_name="RCMScheduler",
+        values=(("num_train_timesteps", 1000), ("sigma_max", sigma_max)),
+    )  # fmt: skip
+
+
 def _around(
     flow_shift: float, vae: str = "Wan2.1_VAE.pth", scheduler: OfficialComponent | None = None
 ) -> tuple[OfficialComponent, ...]:
@@ -290,3 +297,60 @@ OFFICIAL_ANIMATE_LAYOUT = OfficialLayout(
     ),
 )  # fmt: skip
 """A flat folder of Wan 2.2 Animate."""
+
+OFFICIAL_RCM_LAYOUT = OfficialLayout(
+    config_classes=("WanModel",),
+    pipeline_class="WanRCMPipeline",
+    signature=(("model_type", "t2v"),),
+    components=(
+        OfficialComponent(
+            name="transformer", library="diffusers", class_name="WanTransformer3DModel", config="config.json",
+            weights="*rCM*", prefixes=("net.",),
+        ),
+        *_around(1.0, scheduler=_rcm(80.0)),
+    ),
+    named=True,
+)  # fmt: skip
+"""A flat folder of Wan 2.1 text-to-video with a file of NVlabs/rcm, such as `rCM_Wan2.1_T2V_1.3B_480p.pt`."""
+
+OFFICIAL_22_RCM_LAYOUT = OfficialLayout(
+    config_classes=("WanModel",),
+    config_file="high_noise_model/config.json",
+    pipeline_class="WanRCMImageToVideoPipeline",
+    signature=(("model_type", "i2v"),),
+    components=(
+        *(
+            OfficialComponent(
+                name=name, library="diffusers", class_name="WanTransformer3DModel",
+                config=f"{kind}_noise_model/config.json", weights=f"*{kind}*rCM*", prefixes=("net.",),
+            )
+            for name, kind in (("transformer", "high"), ("transformer_2", "low"))
+        ),
+        *_around(1.0, scheduler=_rcm(200.0)),
+    ),
+    options=(("boundary_ratio", 0.9),),
+    named=True,
+)  # fmt: skip
+"""A folder of Wan 2.2 image-to-video with two files of NVlabs/rcm, such as `Wan2.2-I2V-A14B-high-rCM-merged.pt`."""
+
+OFFICIAL_SELF_FORCING_LAYOUT = OfficialLayout(
+    config_classes=("WanModel",),
+    pipeline_class="WanCausalDMDPipeline",
+    signature=(("model_type", "t2v"),),
+    components=(
+        OfficialComponent(
+            name="transformer", library="diffusers", class_name="CausalWanTransformer3DModel", config="config.json",
+            weights="*self_forcing*", prefixes=("generator_ema.model.", "generator.model.", "model."),
+        ),
+        *_around(
+            5.0,
+            scheduler=OfficialComponent(
+                name="scheduler", library="diffusers", class_name="SelfForcingFlowMatchScheduler",
+                values=(("num_train_timesteps", 1000), ("shift", 5.0), ("sigma_min", 0.0), ("extra_one_step", True)),
+            ),
+        ),
+    ),
+    named=True,
+)  # fmt: skip
+"""A flat folder of Wan 2.1 text-to-video with a checkpoint of Self-Forcing, such as `self_forcing_dmd.pt`, of which the
+averaged weights are meant."""

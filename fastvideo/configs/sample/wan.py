@@ -184,16 +184,6 @@ class FastWanSampling(SamplingParam):
 
 
 @dataclass(kw_only=True)
-class FastWan22Sampling(FastWanSampling):
-    """FastWan2.2-TI2V-5B."""
-
-    height: int = 704
-    width: int = 1280
-    num_frames: int = 121
-    fps: int = 24
-
-
-@dataclass(kw_only=True)
 class SFWanSampling(SamplingParam):
     """SFWan2.1-T2V-1.3B."""
 

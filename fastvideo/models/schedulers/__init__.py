@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastvideo.models.schedulers.base import Scheduler
-from fastvideo.models.schedulers.flow import EulerFlow, SelfForcingFlow, UniPCFlow
+from fastvideo.models.schedulers.flow import EulerFlow, SelfForcingFlow, TrigFlow, UniPCFlow
 from fastvideo.utils import nearest, require, require_known, resolve
 
 __all__ = ["SCHEDULERS", "DiffusersScheduler", "Scheduler", "build_scheduler", "check_scheduler"]
@@ -21,8 +21,8 @@ class SchedulerEntry:
 
     reference: str | None
     """That of `diffusers`, as "module:Class"; None where it has none, and ours is all there is."""
-    shift_key: str
-    """The config key that shifts the noise schedule."""
+    shift_key: str | None
+    """The config key that shifts the noise schedule; None where nothing does."""
     own: Callable[[Mapping[str, Any]], Scheduler]
     """Our restatement, for the configs that flow-matching models have."""
     fixed: Mapping[str, Any]
@@ -77,6 +77,13 @@ SCHEDULERS: Mapping[str, SchedulerEntry] = MappingProxyType(
                 "num_train_timesteps", "shift", "sigma_max", "sigma_min", "extra_one_step", "num_inference_steps",
                 "training",
             ),
+        ),
+        TrigFlow.name: SchedulerEntry(
+            reference=None,
+            shift_key=None,
+            own=TrigFlow,
+            fixed={},
+            free=("num_train_timesteps", "sigma_max", "mid_timesteps"),
         ),
     }
 )  # fmt: skip
@@ -149,10 +156,13 @@ def build_scheduler(class_name: str, config: Mapping[str, Any], flow_shift: floa
     check_scheduler(class_name)
     entry = SCHEDULERS[class_name]
     values = {key: value for key, value in config.items() if not key.startswith("_")}
-    if flow_shift is not None:
-        values[entry.shift_key] = flow_shift
-    shift = values.get(entry.shift_key, 1.0)
-    require(isinstance(shift, (int, float)) and shift > 0, entry.shift_key, shift, "must be a number above 0")
+    if entry.shift_key is None:
+        require(flow_shift is None, "flow_shift", flow_shift, f"{class_name} has no shift", "leave it None")
+    else:
+        if flow_shift is not None:
+            values[entry.shift_key] = flow_shift
+        shift = values.get(entry.shift_key, 1.0)
+        require(isinstance(shift, (int, float)) and shift > 0, entry.shift_key, shift, "must be a number above 0")
     if _same(entry, values):
         return entry.own(values)
     if entry.reference is None:

@@ -201,7 +201,7 @@ class RenoisingFlow(FlowScheduler):
     @property
     def last(self) -> bool:
         """Whether the next step is the last."""
-        return self.index == len(self.steps) - 1
+        return self.index == len(self.sigmas) - 2
 
     def renoise(self, prediction: torch.Tensor, latents: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         """A step: the predicted data, with `noise` for the next one; None after the last. All have one shape."""
@@ -209,3 +209,37 @@ class RenoisingFlow(FlowScheduler):
         self.index += 1
         data = latents - sigma * prediction.float()
         return data if noise is None else (1 - following) * data + following * noise
+
+
+TRIGFLOW_ANGLES = (1.5, 1.4, 1.0)
+"""Where the published sampler of rCM predicts the data again, after the start: the first so many of them."""
+
+
+class TrigFlow(RenoisingFlow):
+    """As few steps as a consistency model is asked for, from 1 to 4 (rCM, arXiv 2510.08431; TrigFlow is of arXiv
+    2410.11081).
+
+    TrigFlow counts noise as an angle, with latents cos(a) data + sin(a) noise. The same latents, scaled, lie on the
+    flow at noise level sin(a) / (sin(a) + cos(a)). The start is at the angle whose tangent is `sigma_max`, and is that
+    level's share of the noise alone.
+    """
+
+    name = "RCMScheduler"
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        FlowScheduler.__init__(self, config, 1.0)
+        self.config = {"num_train_timesteps": self.train_timesteps, **config}
+        middle = config.get("mid_timesteps")
+        self.angles = (math.atan(config.get("sigma_max", 80.0)), *(TRIGFLOW_ANGLES if middle is None else middle))
+
+    @property
+    def most(self) -> int:
+        """Steps that there are angles for."""
+        return len(self.angles)
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        assert 1 <= num_inference_steps <= self.most, "the model has its own steps"
+        angles = self.angles[:num_inference_steps]
+        self.sigmas = [*(math.sin(angle) / (math.sin(angle) + math.cos(angle)) for angle in angles), 0.0]
+        self.timesteps = torch.tensor(self.sigmas[:-1], dtype=torch.float32, device=device) * self.train_timesteps
+        self.index = 0

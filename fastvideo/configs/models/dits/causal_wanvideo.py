@@ -18,6 +18,8 @@ class CausalWanVideoArchConfig(WanVideoArchConfig):
     """Latent frames of the longest clip that the model was trained on."""
     sink_size: int = 0
     """Of the frames that a chunk sees, so many are the first of the video."""
+    independent_first_frame: bool = False
+    """Whether the first frame is a chunk of its own, which may be a given image; a key of Self-Forcing's config."""
 
     @property
     def window(self) -> int:

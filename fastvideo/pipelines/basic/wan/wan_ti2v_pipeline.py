@@ -48,6 +48,15 @@ def known_first_frame(
     return with_first_frame(latents, batch), timesteps.expand(latents.shape[0], -1)
 
 
+def first_frame(vae: AutoencoderKLWan, batch: ForwardBatch, device: torch.device) -> torch.Tensor | None:
+    """The latents [1, z, 1, h, w] of the image."""
+    if batch.media.image is None:
+        return None
+    image = fit_image(batch.media.image, batch.sampling.height, batch.sampling.width)
+    with ready(vae):
+        return vae.encode(image[None, :, None].to(device))
+
+
 class WanTI2VPipeline(WanPipeline):
     """Text, and maybe an image, to video."""
 
@@ -62,7 +71,7 @@ class WanTI2VPipeline(WanPipeline):
             TextEncodingStage(self.component("text_encoder", T5EncoderModel)),
             TimestepPreparationStage(scheduler),
             LatentPreparationStage(self.latent_shape),
-            ConditionStage(self.first_frame),
+            ConditionStage(lambda batch, device: first_frame(self.vae, batch, device)),
             DenoisingStage(
                 scheduler,
                 pick=lambda timestep: self.transformer,
@@ -74,11 +83,3 @@ class WanTI2VPipeline(WanPipeline):
             ),
             DecodingStage(self.vae),
         )
-
-    def first_frame(self, batch: ForwardBatch, device: torch.device) -> torch.Tensor | None:
-        """The latents [1, z, 1, h, w] of the image."""
-        if batch.media.image is None:
-            return None
-        image = fit_image(batch.media.image, batch.sampling.height, batch.sampling.width)
-        with ready(self.vae):
-            return self.vae.encode(image[None, :, None].to(device))
