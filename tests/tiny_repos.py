@@ -263,8 +263,9 @@ def make_lucy_repo(path: Path, scheduler: str = "unipc", seed: int = 0) -> Path:
     return path
 
 
-def make_vace_repo(path: Path, scheduler: str = "unipc", seed: int = 0) -> Path:
-    """A Diffusers repo of a Wan 2.1 VACE pipeline in folder `path`: control blocks for layers 0 and 2 of 3.
+def make_vace_repo(path: Path, scheduler: str = "unipc", seed: int = 0, two: bool = False) -> Path:
+    """A Diffusers repo of a Wan 2.1 VACE pipeline in folder `path`: control blocks for layers 0 and 2 of 3; with `two`
+    transformers of 2.2.
 
     Returns:
         `path`.
@@ -272,17 +273,22 @@ def make_vace_repo(path: Path, scheduler: str = "unipc", seed: int = 0) -> Path:
     from diffusers import WanVACEPipeline, WanVACETransformer3DModel
 
     tokenizer = make_tokenizer()
-    torch.manual_seed(5 * seed + 1)
-    transformer = WanVACETransformer3DModel(
-        num_attention_heads=3, attention_head_dim=20, in_channels=16, out_channels=16, text_dim=36, freq_dim=32,
-        ffn_dim=100, num_layers=3, vace_layers=[0, 2], vace_in_channels=96,
-    )  # fmt: skip
+    transformers: list[Any] = []
+    for number in (1, 3) if two else (1,):
+        torch.manual_seed(5 * seed + number)
+        model = WanVACETransformer3DModel(
+            num_attention_heads=3, attention_head_dim=20, in_channels=16, out_channels=16, text_dim=36, freq_dim=32,
+            ffn_dim=100, num_layers=3, vace_layers=[0, 2], vace_in_channels=96,
+        )  # fmt: skip
+        transformers.append(randomize(model, 5 * seed + number))
     WanVACEPipeline(
         tokenizer=tokenizer,
         text_encoder=make_text_encoder(len(tokenizer), seed=5 * seed),
-        transformer=randomize(transformer, 5 * seed + 1),
+        transformer=transformers[0],
         vae=make_vae(seed=5 * seed + 2),
         scheduler=make_scheduler(scheduler, 3.0),
+        transformer_2=transformers[1] if two else None,
+        boundary_ratio=0.875 if two else None,
     ).save_pretrained(path)
     return path
 

@@ -255,6 +255,14 @@ MODELS: tuple[ModelEntry, ...] = (
         **_VACE,
     ),
     ModelEntry(
+        name="wan2.2-vace",
+        description="A local Wan 2.2 VACE repo with two transformers",
+        pipeline_config=f"{_LAYOUTS}:WanT2VConfig",
+        sampling="fastvideo.configs.sample.wan:Wan22VACESampling",
+        components=("transformer_2",),
+        **_VACE | {"pipeline": f"{_BASIC}.wan22_pipeline:Wan22VACEPipeline", "official_layout": None},
+    ),
+    ModelEntry(
         name="wan2.2-animate-14b",
         description="Wan 2.2 Animate: somebody in an image moves as somebody in a video, 14B parameters, 720p",
         model_ids=("Wan-AI/Wan2.2-Animate-14B-Diffusers", "Wan-AI/Wan2.2-Animate-14B"),

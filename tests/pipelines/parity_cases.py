@@ -192,6 +192,16 @@ CASES: tuple[Case, ...] = (
         against="WanVACEPipeline",
     ),
     Case(
+        name="22-vace", family="Wan 2.2", title="VACE, two transformers",
+        make=lambda path: tiny_repos.make_vace_repo(path, two=True),
+        requests=(
+            ({"reference_images": [IMAGE, LAST]}, {"guidance_scale_2": 2.0, "num_inference_steps": 6}),
+            ({"video": film(16, 48, 5), "mask": [picture(16, 48, seed=n) for n in range(5)]}, TALL),
+            ({"video": film(80, 16, 13), "reference_images": [IMAGE]}, WIDE),
+        ),
+        against="WanVACEPipeline",
+    ),
+    Case(
         name="22-t2v", family="Wan 2.2", title="text to video, two transformers", make=tiny_repos.make_wan22_repo,
         requests=(({}, {"guidance_scale_2": 2.0, "num_inference_steps": 6}), ({}, TALL), ({}, WIDE)),
         against="WanPipeline",

@@ -12,7 +12,7 @@ from fastvideo.configs.sample import SamplingParam
 from fastvideo.entrypoints.media_inputs import read_media
 from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
-from tests import official_repos
+from tests import official_repos, tiny_repos
 from tests.models import reference as components
 from tests.pipelines.wan_pairs import CAT, LEVEL, difference, film, load, load_reference, ours, picture, request, theirs
 
@@ -54,6 +54,18 @@ def test_pixels_equal_the_reference(pair: Pair, media: dict[str, Any], fields: d
     fields = request(**fields)
     mine = ours(pair[0], [CAT], ["blurry"], media, **fields)
     assert difference(mine, theirs(pair[1], CAT, "blurry", **media, **fields)) < LEVEL
+
+
+def test_two_transformers(tmp_path: Path) -> None:
+    repo = tiny_repos.make_vace_repo(tmp_path / "two", two=True)
+    mine, media = (
+        load(repo),
+        {"video": film(48, 32, 5), "mask": masks(48, 32, 5), "reference_images": [picture(31, 50)]},
+    )
+    fields = request(num_frames=5, num_inference_steps=6, guidance_scale_2=1.5, conditioning_scale=[0.7, 1.2])
+    made = ours(mine, [CAT], ["blurry"], media, **fields)
+    assert difference(made, theirs(load_reference(repo), CAT, "blurry", **media, **fields)) < LEVEL
+    assert not torch.equal(ours(mine, [CAT], ["blurry"], media, **{**fields, "guidance_scale_2": 3.0}), made)
 
 
 def test_one_image_masks_all_frames(pair: Pair) -> None:

@@ -132,6 +132,13 @@ class WanVACE720PSampling(WanVACESampling):
 
 
 @dataclass(kw_only=True)
+class Wan22VACESampling(WanVACE720PSampling):
+    """A repo of VACE with two transformers."""
+
+    takes: ClassVar[tuple[str, ...]] = (*WanVACESampling.takes, "guidance_scale_2")
+
+
+@dataclass(kw_only=True)
 class WanAnimateSampling(SamplingParam):
     """Wan2.2-Animate-14B."""
 

@@ -1,6 +1,7 @@
-"""Wan 2.2 with two transformers: text to video, and image to video.
+"""Wan 2.2 with two transformers: text to video, image to video, and VACE.
 
-The references that results are compared with are `diffusers/pipelines/wan/pipeline_wan.py` and `pipeline_wan_i2v.py`.
+The references that results are compared with are `diffusers/pipelines/wan/pipeline_wan.py`, `pipeline_wan_i2v.py` and
+`pipeline_wan_vace.py`.
 """
 
 from typing import ClassVar
@@ -8,13 +9,15 @@ from typing import ClassVar
 import torch
 
 from fastvideo.configs.sample.base import SamplingParam
-from fastvideo.configs.sample.wan import Wan22I2VSampling, Wan22T2VSampling
+from fastvideo.configs.sample.wan import Wan22I2VSampling, Wan22T2VSampling, Wan22VACESampling
+from fastvideo.models.dits.wanvace import WanVACETransformer3DModel
 from fastvideo.models.dits.wanvideo import WanTransformer3DModel
 from fastvideo.models.encoders.t5 import T5EncoderModel
 from fastvideo.models.schedulers import Scheduler
 from fastvideo.models.vaes.wanvae import AutoencoderKLWan
 from fastvideo.pipelines.basic.wan.wan_i2v_pipeline import beside_condition, frame_condition
 from fastvideo.pipelines.basic.wan.wan_pipeline import WanPipeline, text_conditions
+from fastvideo.pipelines.basic.wan.wan_vace_pipeline import WanVACEPipeline
 from fastvideo.pipelines.stages import (
     ConditionStage,
     DecodingStage,
@@ -114,3 +117,19 @@ class Wan22ImageToVideoPipeline(Wan22Pipeline):
             ),
             DecodingStage(self.vae),
         )
+
+
+class Wan22VACEPipeline(WanVACEPipeline, Wan22Pipeline):
+    """The same, steered by the control branches that both experts have."""
+
+    _required_config_modules: ClassVar[tuple[str, ...]] = Wan22Pipeline._required_config_modules
+    _config_options: ClassVar[tuple[str, ...]] = Wan22Pipeline._config_options
+
+    def create_stages(self) -> tuple[PipelineStage, ...]:
+        self.use_components()
+        low = self.component("transformer_2", WanVACETransformer3DModel)
+        require(low.control_layers == self.control_layers, "vace_layers", low.control_layers,
+                f"transformer_2 must have as many control layers as transformer, {self.control_layers}",
+                "download the repo again")  # fmt: skip
+        experts = Experts(self.transformer, low, self.boundary())
+        return self.steered_stages(Wan22VACESampling, experts.pick, experts.guide)

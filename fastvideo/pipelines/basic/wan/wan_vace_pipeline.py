@@ -27,7 +27,9 @@ from fastvideo.pipelines.stages import (
     TextEncodingStage,
     TimestepPreparationStage,
 )
+from fastvideo.pipelines.stages.denoising import Pick
 from fastvideo.pipelines.stages.media import fit_image, fit_video
+from fastvideo.pipelines.stages.prediction import Guide, same_guidance
 from fastvideo.utils import require
 
 
@@ -56,20 +58,29 @@ class WanVACEPipeline(WanPipeline):
     """Text to video, steered by a control branch."""
 
     def create_stages(self) -> tuple[PipelineStage, ...]:
+        self.use_components()
+        return self.steered_stages(WanVACESampling, lambda timestep: self.transformer, same_guidance)
+
+    def use_components(self) -> None:
+        """Take what the stages need from the components."""
         transformer = self.component("transformer", WanVACETransformer3DModel)
         self.transformer, self.control_layers = transformer, transformer.control_layers
         self.vae = self.component("vae", AutoencoderKLWan)
-        scheduler = self.component("scheduler", Scheduler)
+        self.scheduler = self.component("scheduler", Scheduler)
+
+    def steered_stages(self, model: type[SamplingParam], pick: Pick, guide: Guide) -> tuple[PipelineStage, ...]:
+        """The stages, with the transformer and the guidance for a timestep."""
         return (
-            InputValidationStage(self.check_sampling, WanVACESampling),
+            InputValidationStage(self.check_sampling, model),
             TextEncodingStage(self.component("text_encoder", T5EncoderModel)),
-            TimestepPreparationStage(scheduler),
+            TimestepPreparationStage(self.scheduler),
             LatentPreparationStage(self.latent_shape, more_frames=lambda batch: len(batch.media.reference_images)),
             ConditionStage(self.control, always=True),
             DenoisingStage(
-                scheduler,
-                pick=lambda timestep: self.transformer,
+                self.scheduler,
+                pick=pick,
                 conditions=text_conditions,
+                guide=guide,
                 extras=self.steering,
                 finish=lambda latents, batch: latents[:, :, len(batch.media.reference_images) :],
                 uses=("condition",),
