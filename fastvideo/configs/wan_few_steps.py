@@ -24,7 +24,12 @@ MODELS: tuple[ModelEntry, ...] = (
         pipeline=f"{_BASIC}.wan_rcm_pipeline:WanRCMPipeline",
         pipeline_config=_CONFIG,
         sampling=f"{_SAMPLING}:WanRCMSampling",
-        signature=(("scheduler._class_name", "RCMScheduler"), ("scheduler.num_train_timesteps", 1000)),
+        # what it lacks is said too, so that this counts for more than the sizes of a registered model
+        signature=(
+            ("scheduler._class_name", "RCMScheduler"),
+            ("model_index.boundary_ratio", None),
+            ("model_index.expand_timesteps", None),
+        ),
     ),
     ModelEntry(
         name="wan2.2-rcm-i2v",

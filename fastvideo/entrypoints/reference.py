@@ -20,6 +20,7 @@ from fastvideo.models.loader.component_loader import Blueprint, load_tokenizer
 from fastvideo.models.loader.gguf_source import prefix_of
 from fastvideo.models.loader.repo import Repo
 from fastvideo.models.loader.weights import checkpoint_state, module_state
+from fastvideo.models.schedulers import SCHEDULERS
 from fastvideo.utils import resolve
 
 PACKAGES = ("accelerate", "diffusers", "transformers")
@@ -85,8 +86,14 @@ def load_reference(plan: Blueprint, dtype: torch.dtype) -> Any:
 
 
 def reference_pipeline(repo: Repo) -> Any:
-    """The reference's pipeline class for `repo`; None when it has none."""
-    return getattr(importlib.import_module("diffusers"), repo.entry.pipeline_class, None)
+    """The reference's pipeline class for `repo`; None when it has none, or one for other components."""
+    known = getattr(importlib.import_module("diffusers"), repo.entry.pipeline_class, None)
+    if known is None:
+        return None
+    takes = inspect.signature(known.__init__).parameters
+    schedulers = [source.class_name for name, source in repo.components.items() if name.startswith("scheduler")]
+    own = any(SCHEDULERS[name].reference is None for name in schedulers)
+    return None if own or not set(repo.components) <= set(takes) else known
 
 
 def reference_video(

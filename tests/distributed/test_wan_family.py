@@ -25,6 +25,7 @@ MEDIA: dict[str, dict[str, Any]] = {
     "ti2v": {"image": picture(30, 50)},
     "vace": {"video": film(64, 32, 9), "reference_images": [picture(30, 50)]},
     "wan22": {},
+    "fun_control": {"video": film(64, 32, 9), "reference_images": [picture(30, 50)]},
     "animate": {"image": picture(30, 50), "pose_video": film(64, 32, 9), "face_video": film(20, 20, 9)},
 }
 FIELDS: dict[str, dict[str, Any]] = {"animate": {"segment_frame_length": 5, "num_inference_steps": 2}}

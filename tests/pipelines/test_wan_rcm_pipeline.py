@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from fastvideo.configs.registry import entry_for
+from fastvideo.configs.registry import entry_for, find_entry
+from fastvideo.entrypoints.reference import reference_pipeline
+from fastvideo.models.loader.repo import resolve_repo
 from fastvideo.models.schedulers import build_scheduler
 from fastvideo.models.schedulers.flow import TrigFlow
 from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
+from fastvideo.pipelines.stages import DenoisingStage
 from tests import tiny_repos
 from tests.pipelines.rcm_published import published
 from tests.pipelines.wan_pairs import CAT, LEVEL, difference, load, load_reference, ours, picture, request
@@ -26,7 +29,6 @@ def pipeline(rcm_repo: Path) -> ComposedPipelineBase:
 @pytest.mark.parametrize(
     ("fields", "prompts"),
     [
-        ({"num_inference_steps": 1}, [CAT]),
         ({"num_inference_steps": 2, "height": 48, "width": 16, "num_frames": 13, "seed": 8}, ["kite", "a blue star"]),
     ],
 )
@@ -38,14 +40,27 @@ def test_steps(pipeline: ComposedPipelineBase, wan_repo: Path, fields: dict[str,
 
 def test_a_diffusers_repo_with_this_scheduler(wan_repo: Path, tmp_path: Path) -> None:
     repo = tiny_repos.make_renamed_repo(tmp_path / "repo", wan_repo, "WanPipeline")
-    config = {"_class_name": "RCMScheduler", "num_train_timesteps": 1000, "sigma_max": 80.0}
+    config = {"_class_name": "RCMScheduler", "sigma_max": 80.0}
     (repo / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     index = json.loads((repo / "model_index.json").read_text()) | {"scheduler": ["diffusers", "RCMScheduler"]}
     (repo / "model_index.json").write_text(json.dumps(index))
     assert entry_for(repo).name == "wan2.1-rcm-t2v-diffusers"
+    assert reference_pipeline(resolve_repo(repo)) is None
     fields = request(guidance_scale=1.0, num_inference_steps=3)
     expected = published(load_reference(wan_repo), fields, {})
     assert difference(ours(load(repo), [CAT], [""], {}, **fields), expected) < LEVEL
+
+
+def test_it_is_told_from_a_registered_model_of_the_same_sizes() -> None:
+    sizes = {"num_layers": 30, "ffn_dim": 8960}
+    configs = {"transformer": sizes, "scheduler": {"_class_name": "RCMScheduler"}, "model_index": {}}
+    assert find_entry({"_class_name": "WanPipeline"}, configs).name == "wan2.1-rcm-t2v-diffusers"
+
+
+def test_a_pipeline_that_has_no_noise_for_it_refuses_it() -> None:
+    scheduler = build_scheduler("RCMScheduler", {})
+    with pytest.raises(ValueError, match="scheduler RCMScheduler: this pipeline has no noise for its steps"):
+        DenoisingStage(scheduler, pick=lambda timestep: None, conditions=lambda text: {})  # type: ignore[arg-type,return-value]
 
 
 def test_the_levels_are_those_of_the_angles() -> None:

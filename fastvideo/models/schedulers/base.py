@@ -1,7 +1,7 @@
 """What a scheduler is: the timesteps of a schedule, and the step from one to the next."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -13,6 +13,8 @@ class Scheduler:
     """The class in `model_index.json`."""
     config: Mapping[str, Any]
     """What it was built from."""
+    renoises: ClassVar[bool] = False
+    """Whether a step needs noise, which `step` does not draw."""
     timesteps: torch.Tensor
     """[steps] of the schedule, falling; once `set_timesteps` was called."""
 

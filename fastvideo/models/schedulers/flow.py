@@ -185,6 +185,7 @@ class RenoisingFlow(FlowScheduler):
     timesteps."""
 
     name = "RenoisingFlow"
+    renoises = True
 
     def __init__(self, steps: Sequence[float], shift: float) -> None:
         super().__init__({"shift": shift}, shift)

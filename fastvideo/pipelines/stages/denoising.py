@@ -80,6 +80,10 @@ class DenoisingStage(PipelineStage):
         """`extras` go with the prompt, and without it `negative_extras`, or when None the same; `advance` is the
         scheduler's step when None; `uses` are the fields of the batch that the functions read beside those that the
         stage reads."""
+        if advance is None and scheduler.renoises:
+            raise ValueError(
+                f"scheduler {scheduler.name}: this pipeline has no noise for its steps; use one for models of few steps"
+            )
         self.scheduler = scheduler
         self.pick = pick
         self.conditions = conditions
