@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastvideo.configs.models.vaes.wanvae import WanVAEArchConfig
+from fastvideo.layers.convolution import conv3d
 from fastvideo.layers.norm import rms_norm
 from fastvideo.models.vaes.base import BaseVAE, Neighbourhood, Past, Prepare
 from fastvideo.models.vaes.tiling import Mosaic, Tiling
@@ -35,7 +36,7 @@ class CausalConv3d(nn.Conv3d):
         y, padding = past.extend(self, x, frames=time - 1, rows=height // 2, prepare=prepare)
         if not x.shape[2]:
             return x.new_empty(x.shape[0], self.out_channels, *x.shape[2:])
-        return F.conv3d(y, self.weight, self.bias, padding=(0, padding, width // 2))
+        return conv3d(y, self.weight, self.bias, padding=(0, padding, width // 2))
 
 
 class FrameConv2d(nn.Conv2d):
