@@ -22,14 +22,17 @@ import httpx
 ROOT = Path(__file__).parents[1]
 SMALL = {"num_frames": 5, "num_inference_steps": 2, "size": "96x96", "guidance_scale": 1.0}
 POLL_SECONDS = 0.5
+START_SECONDS = 2.0
+"""From the first client to the last."""
 
 
 class Server:
     """`fastvideo serve` in a folder."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, more: list[str]) -> None:
+        self.more = more
         flags = ["--server.port", str(port), "--server.max_queue", "100000", "--server.max_jobs_per_key", "100000",
-                 "--server.studio", "false"]  # fmt: skip
+                 "--server.studio", "false", *more]  # fmt: skip
         command = [sys.executable, "-m", "fastvideo.entrypoints.cli", "serve", *flags]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.log = (folder / "log.txt").open("a")
@@ -45,10 +48,16 @@ class Server:
                     pass
                 time.sleep(0.1)
 
-    def memory(self) -> float:
-        """Resident MiB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1024
+    def memory(self) -> tuple[float, float]:
+        """Resident MiB of the server, and of the process that runs the model; pages that both have count in both."""
+        pids = [self.process.pid]
+        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        pids += [int(pid) for file in children for pid in file.read_text().split()]
+        resident = []
+        for pid in pids:
+            status = Path(f"/proc/{pid}/status").read_text()
+            resident.append(int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))))
+        return resident[0] / 1024, sum(resident[1:]) / 1024
 
     def end(self, number: int) -> None:
         """Send a signal, and wait."""
@@ -60,15 +69,20 @@ class Server:
 class Load:
     """What the clients saw."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: Server, jobs: int) -> None:
+        self.server = server
+        self.jobs = jobs
+        self.memory: dict[int, tuple[float, float]] = {}
+        """Of the server and of the model, by percent of the jobs that were done."""
         self.seconds: list[float] = []
         """Of status calls, while videos are made."""
         self.answers: Counter[int] = Counter()
         self.made: dict[str, str] = {}
         """The state of each job, by its id."""
 
-    async def client(self, web: httpx.AsyncClient, number: int, jobs: int) -> None:
-        """Make `jobs` videos, one after the other, each watched by asking."""
+    async def client(self, web: httpx.AsyncClient, number: int, clients: int, jobs: int) -> None:
+        """Make `jobs` videos, one after the other, each watched by asking; clients do not ask in step."""
+        await asyncio.sleep(START_SECONDS * number / clients)
         for turn in range(jobs):
             body = {"prompt": f"a red circle on teal, {number} {turn}", "seed": number * 1000 + turn, **SMALL}
             answer = await web.post("/v1/videos", json=body)
@@ -82,14 +96,18 @@ class Load:
                 self.answers[answer.status_code] += 1
                 job = answer.json()
             self.made[job["id"]] = job["status"]
+            percent = 100 * len(self.made) // self.jobs
+            for mark in (1, 25, 50, 75, 100):
+                if percent >= mark and mark not in self.memory:
+                    self.memory[mark] = self.server.memory()
 
 
-async def drive(url: str, clients: int, jobs: int) -> Load:
+async def drive(server: Server, clients: int, jobs: int) -> Load:
     """`clients` at once, `jobs` together."""
-    load, limits = Load(), httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as web:
+    load, limits = Load(server, jobs), httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as web:
         shares = [jobs // clients + (number < jobs % clients) for number in range(clients)]
-        await asyncio.gather(*(load.client(web, number, share) for number, share in enumerate(shares)))
+        await asyncio.gather(*(load.client(web, number, clients, share) for number, share in enumerate(shares)))
     return load
 
 
@@ -114,7 +132,7 @@ def killed(folder: Path, server: Server, jobs: int) -> tuple[Server, int, int]:
             time.sleep(0.05)
     port = int(server.url.rpartition(":")[2])
     server.end(signal.SIGKILL)
-    server = Server(folder, port)
+    server = Server(folder, port, server.more)
     while any(job["status"] in ("queued", "in_progress") for job in listed(server.url)):
         time.sleep(0.5)
     states = Counter(str(job["id"]) for job in listed(server.url) if job["id"] in ids and job["status"] == "completed")
@@ -129,30 +147,34 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--port", type=int, default=8971)
+    parser.add_argument("flags", nargs="*", help="more flags of fastvideo serve, after --")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        server = Server(folder, options.port)
+        server = Server(folder, options.port, options.flags)
         try:
-            asyncio.run(drive(server.url, options.clients, options.clients))
-            before, began = server.memory(), time.perf_counter()
-            load = asyncio.run(drive(server.url, options.clients, options.jobs))
-            seconds, after = time.perf_counter() - began, server.memory()
+            began = time.perf_counter()
+            load = asyncio.run(drive(server, options.clients, options.jobs))
+            seconds = time.perf_counter() - began
             everything = listed(server.url)
             lost = len(load.made.keys() - {job["id"] for job in everything})
-            doubled = len(everything) - options.clients - options.jobs
+            doubled = len(everything) - options.jobs
             server, whole, wrong = killed(folder, server, 10)
+        except httpx.TransportError as error:
+            raise RuntimeError(f"the server went away; its log:\n{(folder / 'log.txt').read_text()}") from error
         finally:
             server.end(signal.SIGTERM)
     cuts = statistics.quantiles(load.seconds, n=100)
     errors = sum(count for status, count in load.answers.items() if status >= 500)
     failed = sum(state != "completed" for state in load.made.values())
     rows = [
-        ("clients at once", options.clients), ("jobs", options.jobs), ("seconds", f"{seconds:.0f}"),
+        ("clients at once", options.clients), ("jobs", options.jobs),
+        ("seconds; jobs a minute", f"{seconds:.0f}; {60 * options.jobs / seconds:.0f}"),
         ("jobs lost, doubled, failed", f"{lost}, {doubled}, {failed}"), ("answers", sum(load.answers.values())),
         ("answers that were a 5xx", errors),
         ("a status call while videos are made: median, p99", f"{cuts[49] * 1e3:.1f} ms, {cuts[98] * 1e3:.1f} ms"),
-        ("memory of the server before and after", f"{before:.0f} MiB, {after:.0f} MiB"),
+        *((f"memory with {mark}% of the jobs done: server, model", f"{ours:.0f} MiB, {models:.0f} MiB")
+          for mark, (ours, models) in load.memory.items()),
         ("after kill -9: of 10 jobs done and whole; lost or doubled", f"{whole}; {wrong}"),
     ]  # fmt: skip
     print("| what | measured |\n|---|---|\n" + "\n".join(f"| {what} | {value} |" for what, value in rows))

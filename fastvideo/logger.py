@@ -15,3 +15,24 @@ def init_logger(name: str) -> logging.Logger:
         root.setLevel(envs.logging_level())
         root.propagate = False
     return logging.getLogger(name)
+
+
+class _NoPrompts(logging.Filter):
+    """Keeps what text encoders say of a prompt, and not the prompt."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.startswith("fastvideo.models.encoders") and record.args:
+            record.msg, record.args = "a prompt was too long and was cut (log_prompts shows it)", ()
+        return True
+
+
+def hide_prompts() -> None:
+    """Let no text of a prompt into the log, in this process and in those that run a model for it."""
+    for handler in logging.getLogger("fastvideo").handlers:
+        handler.addFilter(_NoPrompts())
+
+
+def prompts_hidden() -> bool:
+    """Whether `hide_prompts` was called."""
+    handlers = logging.getLogger("fastvideo").handlers
+    return any(isinstance(one, _NoPrompts) for handler in handlers for one in handler.filters)

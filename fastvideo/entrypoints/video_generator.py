@@ -51,6 +51,9 @@ KEYWORDS = ("prompt", "sampling_param", *MEDIA, "progress", "cancel", "preview_e
 class VideoGenerator(LoraMethods, StreamMethods):
     """A loaded model that makes videos. Use it as a context manager, or call `shutdown` when done."""
 
+    start = staticmethod(start_executor)
+    """Makes the executor."""
+
     def __init__(
         self, *, repo: Repo, entry: ModelEntry, args: FastVideoArgs, pipeline_config: PipelineConfig, executor: Executor
     ) -> None:
@@ -93,7 +96,7 @@ class VideoGenerator(LoraMethods, StreamMethods):
         if layout.world > 1:
             args = dataclasses.replace(args, **layout.options())
         started = time.perf_counter()
-        executor = start_executor(repo, entry, args, pipeline_config, layout)
+        executor = cls.start(repo, entry, args, pipeline_config, layout)
         where = platform.device_type + (f" ({layout.world} processes: {layout})" if layout.world > 1 else "")
         logger.info("%s loaded on %s in %.1f s", args.model, where, time.perf_counter() - started)
         generator = cls(repo=repo, entry=entry, args=args, pipeline_config=pipeline_config, executor=executor)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from fastvideo.configs.registry import ModelEntry
 from fastvideo.distributed.groups import Group, build_groups
 from fastvideo.distributed.layout import Layout
 from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.logger import hide_prompts
 from fastvideo.models.loader.lora import LoraSet
 from fastvideo.models.loader.repo import Repo
 from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
@@ -40,6 +42,10 @@ class Plan:
     args: FastVideoArgs
     pipeline_config: PipelineConfig
     layout: Layout
+    niceness: int = 0
+    """What is added to that of a process that computes on a CPU, so that its parent goes first."""
+    hide_prompts: bool = False
+    """Whether no log may hold the text of a prompt."""
 
     @property
     def device_type(self) -> str:
@@ -91,6 +97,10 @@ class Rank:
         Raises:
             ValueError: as `from_repo` of the pipeline, or the device cannot be used by several processes.
         """
+        if plan.hide_prompts:
+            hide_prompts()
+        if plan.niceness and plan.device_type == "cpu":
+            os.nice(plan.niceness)
         self._platform = current_platform(plan.args.device)
         device_type = self._platform.device_type
         if device_type == "cuda":

@@ -245,6 +245,7 @@ FLAGS["serve"] = tuple(
             "--server.max_upload_mb",
             "--server.max_video_megapixels",
             "--server.max_video_seconds",
+            "--server.own_process",
             "--server.port",
             "--server.preview_every",
             "--server.queue_timeout",

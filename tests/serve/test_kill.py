@@ -75,6 +75,8 @@ def test_kill_loses_nothing(tmp_path: Path) -> None:
         done = first.post("a red circle moving left on a white background", seed=3)
         wait_until(lambda: first.get(done)["status"] == "completed")
         content = first.web.get(f"/v1/videos/{done}/content").content
+        tasks = Path(f"/proc/{first.process.pid}/task").glob("*/children")
+        children = sum(len(file.read_text().split()) for file in tasks)
         runs = first.post("a blue star on pink", num_inference_steps=150)
         queued = [first.post(f"a red circle on teal, {n}", seed=n) for n in range(3)]
         wait_until(lambda: first.get(runs).get("step"))
@@ -104,6 +106,7 @@ def test_kill_loses_nothing(tmp_path: Path) -> None:
         # the web server stops in order, and then ends by the signal that it was sent
         assert second.end(signal.SIGTERM) == -signal.SIGTERM, second.log.read_text()
     log = (tmp_path / "log.txt").read_text()
+    assert children == 1, "the model has a process of its own"
     assert "1 are queued again" in log
     assert "API keys are off" in log
     assert "circle" not in log

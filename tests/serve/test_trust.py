@@ -12,10 +12,11 @@ import sqlalchemy as sa
 import websockets.sync.client
 
 from fastvideo.entrypoints.cli.main import main
+from fastvideo.entrypoints.serve.database import open_engine
 from fastvideo.entrypoints.serve.keys import add_key, revoke_key
 from fastvideo.entrypoints.serve.records import api_keys
-from fastvideo.entrypoints.serve.run import hide_prompts
-from fastvideo.entrypoints.serve.store import Store, open_engine
+from fastvideo.entrypoints.serve.store import Store
+from fastvideo.logger import hide_prompts
 from tests.serve.stand_in import Running, running, wait_until
 from tests.serve.test_jobs import post, state_of
 

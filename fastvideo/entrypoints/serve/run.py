@@ -1,7 +1,6 @@
 """`fastvideo serve`."""
 
 import copy
-import logging
 import os
 import socket
 from typing import Any
@@ -12,11 +11,13 @@ from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.registry import SHIPPED_NAME, entry_for
 from fastvideo.entrypoints.serve.settings import ServerSettings
 from fastvideo.fastvideo_args import FastVideoArgs
-from fastvideo.logger import init_logger
+from fastvideo.logger import hide_prompts, init_logger
 
 logger = init_logger(__name__)
 
 PACKAGES = "fastapi, uvicorn, sqlalchemy, fsspec and others are needed; pip install 'fastvideo[serve]'"
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep a connection that nobody uses (httpx: 5), or one is closed as a request is on its way."""
 GRACE_SECONDS = 30
 """For requests that are being answered when the server is told to stop."""
 
@@ -41,9 +42,11 @@ def run(options: Namespace) -> int:
         raise ImportError(f"fastvideo serve: {PACKAGES} ({error})") from error
 
     def load() -> Any:
+        from fastvideo.entrypoints.serve.generator import ServedGenerator
         from fastvideo.entrypoints.video_generator import VideoGenerator
 
-        return VideoGenerator.from_pretrained(model, **copy.copy(engine))
+        kind = ServedGenerator if settings.own_process else VideoGenerator
+        return kind.from_pretrained(model, **copy.copy(engine))
 
     if not settings.log_prompts:
         hide_prompts()
@@ -51,7 +54,7 @@ def run(options: Namespace) -> int:
     server = Server(load, model, settings, defaults)
     config = uvicorn.Config(
         create_app(server), log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS,
-        server_header=False, h11_max_incomplete_event_size=1 << 16,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS, server_header=False, h11_max_incomplete_event_size=1 << 16,
     )  # fmt: skip
 
     class Web(uvicorn.Server):
@@ -127,18 +130,3 @@ def hidden_password(url: str) -> str:
     import sqlalchemy
 
     return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-
-
-class _NoPrompts(logging.Filter):
-    """Keeps what text encoders say of a prompt, and not the prompt."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.name.startswith("fastvideo.models.encoders") and record.args:
-            record.msg, record.args = "a prompt was too long and was cut (log_prompts shows it)", ()
-        return True
-
-
-def hide_prompts() -> None:
-    """Let no text of a prompt into the log."""
-    for handler in logging.getLogger("fastvideo").handlers:
-        handler.addFilter(_NoPrompts())

@@ -86,6 +86,9 @@ class ServerSettings(Assignable):
     """Where the end of each job is reported to."""
     webhook_secret: str | None = None
     """Signs these reports, as whsec_ and base64; Standard Webhooks."""
+    own_process: bool = True
+    """Whether the model runs in a process of its own, so that requests are answered while it computes; models that
+    stream, and devices of one process, run in the server's all the same."""
     log_prompts: bool = False
     """Whether logs may hold the text of prompts."""
 
@@ -126,7 +129,7 @@ class ServerSettings(Assignable):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be more than 0")
         for name in ("keep_hours", "keep_gb"):
             require_number(name, getattr(self, name), 0)
-        for name in ("log_prompts", "reference_urls"):
+        for name in ("log_prompts", "own_process", "reference_urls"):
             require_bool(name, getattr(self, name))
         if self.studio is not None:
             require_bool("studio", self.studio)
