@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml
 		|| { echo "$(PYTHON) is `$(PYTHON) -V 2>&1`: 3.10 to 3.13 is needed; try make PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,verify,train,tune,ray,serve,studio,quant]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,verify,train,tune,ray,serve,postgres,s3,studio,quant]'
 	@touch $@
 
 env: $(STAMP)

@@ -6,6 +6,7 @@ import httpx
 import openai
 import pytest
 
+from tests.serve.databases import Postgres, binaries, postgres
 from tests.serve.stand_in import Running, running
 
 
@@ -13,6 +14,17 @@ from tests.serve.stand_in import Running, running
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server of the stand-in model."""
     with running(tmp_path_factory.mktemp("served")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A PostgreSQL server; tests with it are skipped where its binaries or its driver are missing."""
+    found = binaries()
+    if found is None:
+        pytest.skip("no PostgreSQL server here: apt-get install postgresql")
+    pytest.importorskip("psycopg")
+    with postgres(tmp_path_factory.mktemp("postgres"), found) as made:
         yield made
 
 

@@ -2,34 +2,46 @@
 
 import threading
 import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from fastvideo.entrypoints.serve.database import open_engine
+from fastvideo.entrypoints.serve.errors import ApiError
 from fastvideo.entrypoints.serve.records import COMPLETED, FAILED, QUEUED, RUNNING, Ids, Job, jobs, replica_of
 from fastvideo.entrypoints.serve.retention import Sweeper
-from fastvideo.entrypoints.serve.store import Limits, Store, open_engine
+from fastvideo.entrypoints.serve.store import Limits, Store
+from tests.serve.databases import Postgres
 from tests.serve.stand_in import Running, StandIn, running, wait_until
 
 MANY = Limits(1000, 1000)
 
 
+JOB: dict[str, Any] = {
+    "kind": "video", "owner": "me", "state": QUEUED, "priority": 0, "model": "m", "prompt": "kite", "request": {},
+    "files": {}, "result": {}, "sampling": {"num_frames": 5, "fps": 8, "width": 32, "height": 32},
+}  # fmt: skip
+
+
 def make_job(store: Store, **fields: Any) -> Job:
     """A job that is in the queue."""
-    values: dict[str, Any] = {
-        "id": Ids(store.replica).new(), "kind": "video", "replica": store.replica, "owner": "me", "state": QUEUED,
-        "priority": 0, "created_at": time.time(), "model": "m", "prompt": "kite", "request": {}, "files": {},
-        "result": {}, "sampling": {"num_frames": 5, "fps": 8, "width": 32, "height": 32},
-    }  # fmt: skip
-    return store.admit(Job(**values | fields), MANY)[0]
+    values = {"id": Ids(store.replica).new(), "replica": store.replica, "created_at": time.time()}
+    return store.admit(Job(**JOB | values | fields), MANY)[0]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """An empty one."""
-    return Store(open_engine(f"sqlite:///{tmp_path / 'jobs.sqlite'}"), "main")
+    url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres_server").database(f"store_{uuid.uuid4().hex}")
+    made = Store(open_engine(url), "main")
+    yield made
+    made.engine.dispose()
 
 
 def post(web: httpx.Client, prompt: str = "kite", **fields: Any) -> httpx.Response:
@@ -115,9 +127,101 @@ class TestStore:
 
     def test_a_database_that_cannot_be_opened(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        for url in ("nonsense", f"sqlite:///{tmp_path}/file/jobs.sqlite", "postgresql+nodriver://x/y"):
+        nobody = "postgresql://postgres@127.0.0.1:1/x"
+        for url in ("nonsense", f"sqlite:///{tmp_path}/file/jobs.sqlite", "postgresql+nodriver://x/y", nobody):
             with pytest.raises(ValueError, match="database_url"):
                 open_engine(url)
+
+    def test_what_is_known_of_a_job_is_what_the_database_has(self, store: Store) -> None:
+        job = make_job(store)
+        seen = Store(store.engine, "main")
+        for change in (
+            lambda: store.claim(), lambda: store.set_progress(job.id, 40), lambda: store.put_back(job.id),
+            lambda: store.claim(), lambda: store.complete(job.id, {}, {"a": 1}), lambda: store.delete(job.id),
+        ):  # fmt: skip
+            before = store.get(job.id)
+            assert before is not None
+            assert store.get(job.id) is before, "from memory"
+            change()
+            seen._known.clear()
+            assert store.get(job.id) == seen.get(job.id) != before
+
+    def test_pages_and_keys_and_counts(self, store: Store) -> None:
+        ids = [make_job(store, owner=owner).id for owner in ("me", "you", "me")]
+        assert [job.id for job in store.page("me", after=None, limit=9, ascending=True)] == [ids[0], ids[2]]
+        assert [job.id for job in store.page(None, after=ids[2], limit=1, ascending=False)] == [ids[1]]
+        assert store.page("me", after="video_\0", limit=9, ascending=False) == []
+        assert store.get("video_\0") is None
+        last = store.get(ids[2])
+        assert last is not None
+        assert (store.waiting(), store.position(last)) == (3, 2)
+        with pytest.raises(ApiError, match="NUL"):
+            make_job(store, prompt="a\0b")
+        assert store.fail(ids[0], "timeout", "too late")
+        assert [job.id for job in store.ended_before(time.time() + 1)] == [ids[0]]
+        assert store.delete(ids[0])
+        store.forget_keys(time.time())
+
+    def test_two_that_share_a_name_and_a_database_begin_no_job_twice(self, store: Store) -> None:
+        made = {make_job(store).id for _ in range(20)}
+        both, seen = [store, Store(store.engine, "main")], []
+
+        def work(one: Store) -> None:
+            # one that is being begun by the other is passed over: empty once is not empty
+            while store.waiting():
+                job = one.claim()
+                if job is not None:
+                    seen.append(job.id)
+
+        threads = [threading.Thread(target=work, args=(one,)) for one in both]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(seen) == sorted(made)
+
+    def test_a_quota_holds_for_all_replicas_at_the_same_time(self, store: Store) -> None:
+        replicas = [Store(store.engine, name) for name in ("a", "b", "c")]
+        results: list[str] = []
+
+        def ask(one: Store) -> None:
+            for _ in range(4):
+                values = {"id": Ids(one.replica).new(), "replica": one.replica, "owner": "me"}
+                try:
+                    one.admit(Job(**JOB | values | {"created_at": time.time()}), Limits(100, 5))
+                    results.append("in")
+                except ApiError as error:
+                    results.append(str(error.code))
+
+        threads = [threading.Thread(target=ask, args=(one,)) for one in replicas]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (results.count("in"), results.count("quota_exceeded")) == (5, 7)
+
+
+class TestPostgres:
+    """A server whose database goes away and comes back."""
+
+    def test_jobs_outlive_the_database_server(self, postgres_server: Postgres, tmp_path: Path) -> None:
+        url = postgres_server.database("away")
+        with running(tmp_path, database_url=url) as made, httpx.Client(base_url=made.url, timeout=60) as web:
+            held = Held(made, web)
+            waits = post(web, "second").json()["id"]
+            postgres_server.stop()
+            refused = web.get("/v1/videos")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "database_away")
+            assert post(web, "third").status_code == 503
+            made.model.go.set()
+            wait_until(lambda: made.model.made == ["first"])
+            postgres_server.start()
+            wait_until(lambda: web.get("/v1/videos").status_code == 200)
+            wait_until(lambda: all(state_of(web, job_id) == "completed" for job_id in (held.first, waits)))
+            assert web.get(f"/v1/videos/{held.first}/content").content[4:8] == b"ftyp"
+            assert made.model.made == ["first", "second"]
+        with running(tmp_path, database_url=url) as made, httpx.Client(base_url=made.url) as web:
+            assert [video["id"] for video in web.get("/v1/videos").json()["data"]] == [waits, held.first]
 
 
 class TestLimits:

@@ -1,10 +1,10 @@
 """`/v1/videos`: as the official `openai` package speaks it, and what we have beside it."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from fastvideo.entrypoints.serve.auth import Access
@@ -13,6 +13,7 @@ from fastvideo.entrypoints.serve.context import Server
 from fastvideo.entrypoints.serve.errors import ApiError
 from fastvideo.entrypoints.serve.intake import given_by, references_of
 from fastvideo.entrypoints.serve.keys import Caller
+from fastvideo.entrypoints.serve.ranges import remote_file
 from fastvideo.entrypoints.serve.records import COMPLETED, OPEN, Job
 from fastvideo.entrypoints.serve.references import VIDEO
 from fastvideo.entrypoints.serve.requests import REFERENCES, EditRequest, ExtendRequest, RemixRequest, VideoRequest
@@ -168,9 +169,12 @@ def _looking_routes(router: APIRouter, server: Server, read: Callable[..., Calle
         return JSONResponse(server.show(server.job(video_id, caller)), headers={"openai-poll-after-ms": POLL_MS})
 
     @router.get("/{video_id}/content", response_class=Response, responses={200: {"content": {"video/mp4": {}}}})
-    def content(video_id: str, caller: Annotated[Caller, Depends(read)], variant: Variant = "video") -> Response:
+    def content(
+        video_id: str, request: Request, caller: Annotated[Caller, Depends(read)], variant: Variant = "video"
+    ) -> Response:
         """The file of a completed video, its thumbnail, or a sheet of its frames."""
-        return content_response(server, server.job(video_id, caller), variant)
+        part = request.headers.get("range")
+        return content_response(server, server.job(video_id, caller), variant, part=part)
 
 
 def _changing_routes(router: APIRouter, server: Server, write: Callable[..., Caller]) -> None:
@@ -192,8 +196,10 @@ def _changing_routes(router: APIRouter, server: Server, write: Callable[..., Cal
         return {"id": job.id, "object": "video.deleted", "deleted": True}
 
 
-def content_response(server: Server, job: Job, variant: str, headers: dict[str, str] | None = None) -> Response:
-    """A file of a job.
+def content_response(
+    server: Server, job: Job, variant: str, headers: dict[str, str] | None = None, part: str | None = None
+) -> Response:
+    """A file of a job, or the `part` of it that the header `Range` names.
 
     Raises:
         ApiError: 404; it is not there.
@@ -208,12 +214,4 @@ def content_response(server: Server, job: Job, variant: str, headers: dict[str, 
         if not path.is_file():
             raise ApiError(404, f"{job.id}: its file is gone", code="file_gone")
         return FileResponse(path, media_type=file["type"], headers=more)
-    more["Content-Length"] = str(file["bytes"])
-    return StreamingResponse(pieces(server, file["name"]), media_type=file["type"], headers=more)
-
-
-async def pieces(server: Server, name: str) -> AsyncIterator[bytes]:
-    """The bytes of a file that lies elsewhere."""
-    reading = server.files.read(name)
-    while (piece := await run_in_threadpool(next, reading, b"")) != b"":
-        yield piece
+    return remote_file(server.files, file["name"], file["bytes"], file["type"], more, part)

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -20,6 +21,7 @@ from fastvideo.entrypoints.serve.api_videos import video_routes
 from fastvideo.entrypoints.serve.auth import Access
 from fastvideo.entrypoints.serve.body import of_validation
 from fastvideo.entrypoints.serve.context import Server
+from fastvideo.entrypoints.serve.database import away
 from fastvideo.entrypoints.serve.errors import ApiError
 from fastvideo.entrypoints.serve.requests import Link, Lora
 from fastvideo.entrypoints.serve.settings import LOOPBACK_NAMES, MB
@@ -79,6 +81,12 @@ def _handle_errors(app: FastAPI, server: Server) -> None:
         status = 400 if error.status_code == 422 else error.status_code
         words = {404: f"{request.url.path}: there is no such page", 405: f"{request.method}: is not possible here"}
         return answer(ApiError(status, words.get(status, str(error.detail)), headers=dict(error.headers or {})))
+
+    @app.exception_handler(SQLAlchemyError)
+    async def database_away(request: Request, error: SQLAlchemyError) -> Response:
+        if not away(error):
+            raise error
+        return answer(ApiError(503, "the database is away", code="database_away", headers={"Retry-After": "5"}))
 
     @app.exception_handler(Exception)
     async def crash(request: Request, error: Exception) -> Response:

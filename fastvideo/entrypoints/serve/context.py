@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from fastvideo.entrypoints.serve.database import open_engine
 from fastvideo.entrypoints.serve.errors import ApiError
 from fastvideo.entrypoints.serve.events import Hub
 from fastvideo.entrypoints.serve.files import FileStore
@@ -18,7 +19,7 @@ from fastvideo.entrypoints.serve.records import ID_PATTERN, QUEUED, RUNNING, Ids
 from fastvideo.entrypoints.serve.retention import Sweeper
 from fastvideo.entrypoints.serve.runner import Generator, Runner
 from fastvideo.entrypoints.serve.settings import ServerSettings
-from fastvideo.entrypoints.serve.store import Limits, Store, open_engine
+from fastvideo.entrypoints.serve.store import Limits, Store
 from fastvideo.entrypoints.serve.views import video_of
 from fastvideo.entrypoints.serve.webhooks import Reporter
 from fastvideo.logger import init_logger

@@ -93,7 +93,10 @@ class FileStore:
 
     def names(self) -> list[str]:
         """All files."""
-        return [Path(found).name for found in self._fs.ls(self._root, detail=False, refresh=True)]
+        try:
+            return [Path(found).name for found in self._fs.ls(self._root, detail=False, refresh=True)]
+        except FileNotFoundError:  # an object store has no empty folders
+            return []
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""

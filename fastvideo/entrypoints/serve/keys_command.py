@@ -16,8 +16,9 @@ def run(options: Namespace) -> int:
 
     require(options.action in KEY_ACTIONS, "action", options.action, f"must be one of {', '.join(KEY_ACTIONS)}")
     try:
+        from fastvideo.entrypoints.serve.database import open_engine
         from fastvideo.entrypoints.serve.keys import SCOPES, add_key, list_keys, revoke_key
-        from fastvideo.entrypoints.serve.store import Store, open_engine
+        from fastvideo.entrypoints.serve.store import Store
     except ImportError as error:
         from fastvideo.entrypoints.serve.run import PACKAGES
 

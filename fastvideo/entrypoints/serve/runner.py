@@ -4,12 +4,16 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import sqlalchemy as sa
+
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.serve.assets import write_spritesheet, write_thumbnail
+from fastvideo.entrypoints.serve.database import away, patiently
 from fastvideo.entrypoints.serve.events import Hub
 from fastvideo.entrypoints.serve.files import FileStore
 from fastvideo.entrypoints.serve.making import Loras, joined, media_for
@@ -88,6 +92,7 @@ class Runner(threading.Thread):
         self._lock = threading.Lock()
         self._current: Current | None = None
         self._stopping = False
+        self._away = False
         self._wake = threading.Event()
         self.generator: Generator | None = None
         self.failure: BaseException | None = None
@@ -137,6 +142,7 @@ class Runner(threading.Thread):
 
     def stop(self) -> None:
         """End after the next step; the job that runs is queued again. Waits for that."""
+        self._store.stopping.set()
         with self._lock:
             self._stopping = True
             if self._current is not None:
@@ -150,7 +156,7 @@ class Runner(threading.Thread):
             with self._lock:
                 if self._stopping:
                     return
-                job = self._store.claim()
+                job = self._claimed()
                 self._current = current = None if job is None else Current(job)
             if current is None:
                 self._wake.wait(IDLE_SECONDS)
@@ -168,6 +174,20 @@ class Runner(threading.Thread):
                 self._metrics.running.set(0)
                 with self._lock:
                     self._current = None
+
+    def _claimed(self) -> Job | None:
+        """The next job; none either while the database is away."""
+        try:
+            job = self._store.claim()
+        except sa.exc.SQLAlchemyError as error:
+            if not away(error):
+                raise
+            if not self._away:
+                logger.error("the database is away (%s); waiting for it", type(error).__name__)
+            self._away = True
+            return None
+        self._away = False
+        return job
 
     def _run_job(self, generator: Generator, current: Current) -> None:
         job = current.job
@@ -194,7 +214,8 @@ class Runner(threading.Thread):
                 self._metrics.steps.inc()
             if time.monotonic() - noted > NOTE_SECONDS:
                 noted = time.monotonic()
-                self._store.set_progress(job.id, event["progress"])
+                with suppress(sa.exc.SQLAlchemyError):  # the next note will do
+                    self._store.set_progress(job.id, event["progress"])
 
         target = folder / "video.mp4" if job.kind == "video" else folder / "images" / "%04d.png"
         fields = job.sampling | {"output_path": str(target), "save_video": True, "return_frames": True}
@@ -226,7 +247,8 @@ class Runner(threading.Thread):
         first = results[0]
         times, peak = dict(first.stage_times), first.peak_memory_mb
         summary = {"generation_seconds": first.generation_time, "stage_seconds": times, "peak_memory_mb": peak}
-        if self._store.complete(job.id, job.files | files, summary):
+        everything = job.files | files
+        if self._store.ended(job.id, lambda: self._store.complete(job.id, everything, summary)):
             self._measure(times, peak, job)
             logger.info("%s: done in %.1f s", job.id, first.generation_time)
         else:  # another has ended the job meanwhile
@@ -245,13 +267,15 @@ class Runner(threading.Thread):
         job_id = current.job.id
         if current.why == "shutdown":
             logger.info("%s: stopped with the server, and queued again", job_id)
-            self._store.put_back(job_id)
+            with suppress(sa.exc.SQLAlchemyError):  # the next start finds it running, and queues it again
+                self._store.put_back(job_id)
             return
         if current.why == "timeout":
             limit = self._settings.job_timeout
-            self._store.fail(job_id, "timeout", f"the job ran longer than the {limit:g} seconds that are allowed")
+            message = f"the job ran longer than the {limit:g} seconds that are allowed"
+            self._store.ended(job_id, lambda: self._store.fail(job_id, "timeout", message))
         else:
-            self._store.cancel(job_id, RUNNING)
+            self._store.ended(job_id, lambda: self._store.cancel(job_id, RUNNING))
         logger.info("%s: %s", job_id, current.why)
         self.tell_end(job_id)
 
@@ -259,12 +283,12 @@ class Runner(threading.Thread):
         code, message = explained(error)
         logger.error("%s: %s: %s", job.id, code, type(error).__name__ if code == "server_error" else message)
         logger.debug("%s", job.id, exc_info=error)
-        self._store.fail(job.id, code, message)
+        self._store.ended(job.id, lambda: self._store.fail(job.id, code, message))
         self.tell_end(job.id)
 
     def tell_end(self, job_id: str) -> None:
         """Tell listeners and metrics that a job has ended."""
-        job = self._store.get(job_id)
+        job = patiently(lambda: self._store.get(job_id), self._store.stopping)
         if job is None:
             return
         self._metrics.jobs.labels(job.state).inc()

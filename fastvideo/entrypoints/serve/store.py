@@ -3,14 +3,14 @@
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
+from fastvideo.entrypoints.serve.database import alone, patiently
 from fastvideo.entrypoints.serve.errors import ApiError
 from fastvideo.entrypoints.serve.records import (
     CANCELLED,
@@ -24,48 +24,10 @@ from fastvideo.entrypoints.serve.records import (
     deliveries,
     idempotency,
     jobs,
-    metadata,
 )  # fmt: skip
 
-BUSY_SECONDS = 30
-"""For another process that writes to the same SQLite file."""
-
-
-def open_engine(url: str) -> sa.Engine:
-    """The database of `url`, with its tables.
-
-    Raises:
-        ValueError: the URL names no database that can be opened; says why.
-    """
-    try:
-        parsed = sa.make_url(url)
-        sqlite = parsed.get_backend_name() == "sqlite"
-        if sqlite and parsed.database and parsed.database != ":memory:":
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}} if sqlite else {"pool_pre_ping": True}
-        engine = sa.create_engine(parsed, pool_size=20, max_overflow=30, **options)
-        if sqlite:
-            _prepare_sqlite(engine)
-        metadata.create_all(engine)
-    except (sa.exc.SQLAlchemyError, ImportError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"database_url: cannot be opened ({reason}); use sqlite:///file or postgresql://...") from None
-    return engine
-
-
-def _prepare_sqlite(engine: sa.Engine) -> None:
-    """A write-ahead log, so that readers do not wait; and writers that ask for the lock before they read."""
-
-    @sa.event.listens_for(engine, "connect")
-    def configure(connection: Any, record: object) -> None:
-        connection.isolation_level = None  # or the driver would begin by itself, too late
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        if connection.get_execution_options().get("writes"):
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+KNOWN = 10_000
+"""Jobs that are kept in memory for those who ask how they are."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +49,12 @@ class Store:
         self.replica = replica
         self._reports = reports
         self._admitting = threading.Lock()
+        self._known: dict[str, Job] = {}
+        """Jobs of this replica, which nobody else changes."""
+        self._changes = 0
+        self._knowing = threading.Lock()
+        self.stopping = threading.Event()
+        """Set when the server stops: nothing waits for a database that is away."""
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
@@ -110,7 +78,11 @@ class Store:
         Raises:
             ApiError: 429 when a limit is reached; 409 when `key` was used for a request with another `digest`.
         """
+        if "\x00" in job.prompt:
+            raise ApiError(400, "prompt: holds the character NUL; leave it out", param="prompt", code="invalid_value")
         with self._admitting, self.writing() as connection:
+            # the limits of an owner, and the same request twice, are counted for all replicas of a database
+            alone(connection, f"owner {job.owner}")
             if key is not None:
                 used = (idempotency.c.owner == job.owner) & (idempotency.c.key == key)
                 found = connection.execute(sa.select(idempotency).where(used)).mappings().first()
@@ -158,6 +130,8 @@ class Store:
                 .values(state=FAILED, error=error, ended_at=time.time())
             )  # fmt: skip
             again = connection.execute(jobs.update().where(mine).values(state=QUEUED, progress=0))
+        with self._knowing:
+            self._known.clear()
         return again.rowcount, failed.rowcount
 
     def claim(self) -> Job | None:
@@ -168,12 +142,32 @@ class Store:
             if connection.execute(first).first() is None:
                 return None
         with self.writing() as connection:
-            row = connection.execute(first).mappings().first()
+            # another server that took the name of this replica has locked what it is about to begin
+            row = connection.execute(first.with_for_update(skip_locked=True)).mappings().first()
             if row is None:
                 return None
             values = {"state": RUNNING, "started_at": time.time(), "attempts": row["attempts"] + 1, "progress": 0}
             connection.execute(jobs.update().where(jobs.c.id == row["id"]).values(values))
+        self._changed(row["id"])
         return Job.of(dict(row) | values)
+
+    def ended(self, job_id: str, end: Callable[[], bool]) -> bool:
+        """Have `end` end a job that runs; where the database is away, as soon as it is back. Whether it did.
+
+        Where the answer to the first try was lost, the second finds the job ended as it wanted.
+        """
+        tries = 0
+
+        def attempt() -> bool:
+            nonlocal tries
+            tries += 1
+            if end():
+                return True
+            self._changed(job_id)
+            job = self.get(job_id)
+            return tries > 1 and job is not None and job.state in ENDED
+
+        return patiently(attempt, self.stopping)
 
     def put_back(self, job_id: str) -> None:
         """Queue a job again that the server stopped because it stops itself; that is no attempt."""
@@ -207,6 +201,7 @@ class Store:
             if changed and self._reports:
                 # in the same transaction: no end is left unreported
                 connection.execute(deliveries.insert(), self._delivery(job_id, values["state"], now))
+        self._changed(job_id)
         return changed
 
     def _delivery(self, job_id: str, state: str, now: float) -> dict[str, Any]:
@@ -224,13 +219,31 @@ class Store:
             changed = connection.execute(
                 jobs.update().where(jobs.c.id == job_id, jobs.c.state.in_(states)).values(values)
             )
+        self._changed(job_id)
         return changed.rowcount == 1
+
+    def _changed(self, job_id: str) -> None:
+        """What is known of a job is no longer so; nor is what others are just reading of it."""
+        with self._knowing:
+            self._changes += 1
+            self._known.pop(job_id, None)
 
     # ---- out ----
 
     def get(self, job_id: str) -> Job | None:
         """The job of that id."""
-        return self._first(sa.select(jobs).where(jobs.c.id == job_id))
+        with self._knowing:
+            known, changes = self._known.get(job_id), self._changes
+        if known is not None or "\x00" in job_id:
+            return known
+        job = self._first(sa.select(jobs).where(jobs.c.id == job_id))
+        if job is not None and job.replica == self.replica:
+            with self._knowing:
+                if changes == self._changes:
+                    if len(self._known) >= KNOWN:
+                        self._known.clear()
+                    self._known[job_id] = job
+        return job
 
     def page(
         self, owner: str | None, *, after: str | None, limit: int, ascending: bool, kind: str = "video"
@@ -240,6 +253,7 @@ class Store:
         if owner is not None:
             query = query.where(jobs.c.owner == owner)
         if after is not None:
+            after = after.replace("\x00", "")
             query = query.where(jobs.c.id > after if ascending else jobs.c.id < after)
         return self._all(query.order_by(jobs.c.id if ascending else jobs.c.id.desc()).limit(limit))
 
@@ -285,6 +299,7 @@ class Store:
         """Forget a job that ended. Whether it had."""
         with self.writing() as connection:
             gone = connection.execute(jobs.delete().where(jobs.c.id == job_id, jobs.c.state.in_(ENDED)))
+        self._changed(job_id)
         return gone.rowcount == 1
 
     def forget_keys(self, before: float) -> None:
