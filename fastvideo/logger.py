@@ -21,7 +21,7 @@ class _NoPrompts(logging.Filter):
     """Keeps what text encoders say of a prompt, and not the prompt."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name.startswith("fastvideo.models.encoders") and record.args:
+        if record.name.split(".")[1:3] == ["models", "encoders"] and record.args:
             record.msg, record.args = "a prompt was too long and was cut (log_prompts shows it)", ()
         return True
 

@@ -51,7 +51,7 @@ KEYWORDS = ("prompt", "sampling_param", *MEDIA, "progress", "cancel", "preview_e
 class VideoGenerator(LoraMethods, StreamMethods):
     """A loaded model that makes videos. Use it as a context manager, or call `shutdown` when done."""
 
-    start = staticmethod(start_executor)
+    _start = staticmethod(start_executor)
     """Makes the executor."""
 
     def __init__(
@@ -96,7 +96,7 @@ class VideoGenerator(LoraMethods, StreamMethods):
         if layout.world > 1:
             args = dataclasses.replace(args, **layout.options())
         started = time.perf_counter()
-        executor = cls.start(repo, entry, args, pipeline_config, layout)
+        executor = cls._start(repo, entry, args, pipeline_config, layout)
         where = platform.device_type + (f" ({layout.world} processes: {layout})" if layout.world > 1 else "")
         logger.info("%s loaded on %s in %.1f s", args.model, where, time.perf_counter() - started)
         generator = cls(repo=repo, entry=entry, args=args, pipeline_config=pipeline_config, executor=executor)

@@ -212,6 +212,7 @@ FLAGS["serve"] = tuple(
         {
             "--config",
             "--default_request.negative_prompt",
+            "--ray",
             "--help",
             "-h",
             *(flag for flag in FLAGS["generate"] if flag.startswith("--generator.")),
@@ -251,6 +252,7 @@ FLAGS["serve"] = tuple(
             "--server.queue_timeout",
             "--server.reference_url_seconds",
             "--server.reference_urls",
+            "--server.ray_replicas",
             "--server.replica",
             "--server.served_model_names",
             "--server.studio",

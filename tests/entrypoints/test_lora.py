@@ -202,7 +202,7 @@ class TestFromPretrained:
     def test_it_is_refused_before_weights_are_read(
         self, wan_repo: Path, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(VideoGenerator, "start", lambda *args: pytest.fail("loaded"))
+        monkeypatch.setattr(VideoGenerator, "_start", lambda *args: pytest.fail("loaded"))
         with pytest.raises(ValueError, match="it is for another model"):
             VideoGenerator.from_pretrained(wan_repo, lora_path=paths["large"])
 

@@ -160,7 +160,6 @@ class TestStore:
         assert store.fail(ids[0], "timeout", "too late")
         assert [job.id for job in store.ended_before(time.time() + 1)] == [ids[0]]
         assert store.delete(ids[0])
-        store.forget_keys(time.time())
 
     def test_two_that_share_a_name_and_a_database_begin_no_job_twice(self, store: Store) -> None:
         made = {make_job(store).id for _ in range(20)}

@@ -12,6 +12,9 @@ from fastvideo.entrypoints.serve.flags import KEY_ACTIONS, router_keys
 def serve_flags(parser: ArgumentParser, keys: dict[str, Any]) -> None:
     """The flags of `fastvideo serve`, whose config file has `keys`."""
     dotted_flags(parser, keys)
+    parser.add_argument(
+        "--ray", action="store_true", help="server.ray_replicas servers under Ray Serve, behind a router"
+    )
     about = (
         "Unless a config file or flags say otherwise, the model in the package is served to this machine alone. A "
         "config file has the sections generator (as of fastvideo generate), server and default_request; each key is a "

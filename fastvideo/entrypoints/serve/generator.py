@@ -10,4 +10,4 @@ class ServedGenerator(VideoGenerator):
     """A generator that computes in a process of its own where that can be: while Python there runs a model, Python here
     answers requests, and should it crash, the jobs and the answers are still there."""
 
-    start = staticmethod(partial(start_executor, apart=True))
+    _start = staticmethod(partial(start_executor, apart=True))

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +37,8 @@ HOP_BY_HOP = ("connection", "host", "keep-alive", "proxy-authenticate", "proxy-a
 """Headers of one connection (RFC 9110, 7.6.1)."""
 CHECK_TIMEOUT = 5.0
 AWAY_SECONDS = "5"
+Find = Callable[[int], Awaitable[str]]
+"""The base URL of the server of that number."""
 
 
 @dataclass
@@ -61,8 +63,10 @@ class Replica:
 class Router:
     """Knows the replicas, and passes requests on."""
 
-    def __init__(self, settings: RouterSettings) -> None:
+    def __init__(self, settings: RouterSettings, find: Find | None = None) -> None:
+        """`find` says where a server is now that does not answer where it was; None: it stays where it is."""
         self.settings = settings
+        self._find = find
         self.replicas = [Replica(url.rstrip("/")) for url in settings.replicas]
         self.client = httpx.AsyncClient(timeout=httpx.Timeout(None, connect=CHECK_TIMEOUT), trust_env=False,
                                         limits=httpx.Limits(max_connections=None))  # fmt: skip
@@ -80,10 +84,17 @@ class Router:
             replica.load, replica.sent = said["waiting"] + said["running"], 0
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             replica.ready = False
+            await self._look_for(replica)
         if was != replica.ready:
             logger.info("%s: %s", replica.url, "ready" if replica.ready else "away")
         self._up.labels(replica.url).set(replica.ready)
         self._load.labels(replica.url).set(replica.load)
+
+    async def _look_for(self, replica: Replica) -> None:
+        if self._find is None:
+            return
+        with suppress(Exception):  # it is being started again; the next look will find it
+            replica.url = await self._find(self.replicas.index(replica))
 
     async def keep_checking(self) -> None:
         """Look at all replicas, again and again."""
@@ -191,9 +202,9 @@ async def passed_on(answer: httpx.Response) -> AsyncIterator[bytes]:
         await answer.aclose()
 
 
-def create_router(settings: RouterSettings) -> Starlette:
-    """The application."""
-    router = Router(settings)
+def create_router(settings: RouterSettings, find: Find | None = None) -> Starlette:
+    """The application; `find` as of `Router`."""
+    router = Router(settings, find)
     started = int(time.time())
 
     @asynccontextmanager

@@ -12,6 +12,7 @@ from fastvideo.configs.registry import SHIPPED_NAME, entry_for
 from fastvideo.entrypoints.serve.settings import ServerSettings
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import hide_prompts, init_logger
+from fastvideo.utils import require
 
 logger = init_logger(__name__)
 
@@ -25,55 +26,93 @@ GRACE_SECONDS = 30
 def run(options: Namespace) -> int:
     """Serve until the process is told to stop; 1 when the model could not be loaded."""
     engine, settings, defaults = settings_of(options)
-    model = engine.pop("model", None) or SHIPPED_NAME
+    if options.ray:
+        model_of(dict(engine))
+        from fastvideo.entrypoints.serve.ray_serve import run_ray
+
+        return run_ray(options, engine, settings)
+    rule = "does nothing without --ray"
+    require(settings.ray_replicas == 1, "ray_replicas", settings.ray_replicas, rule, "add --ray, or leave it out")
+    service = Service(engine, settings, defaults)
+    say_where(settings, service.listening)
+    service.run()
+    failure = service.server.runner.failure
+    if isinstance(failure, Exception):
+        raise failure
+    return 0 if failure is None else 1
+
+
+def model_of(engine: dict[str, Any]) -> str:
+    """The model that options name, which are checked, and left without it and as `from_pretrained` takes them.
+
+    Raises:
+        ValueError: an option breaks a rule, or the model is not known. Torch is not imported until then.
+    """
+    model: str = engine.pop("model", None) or SHIPPED_NAME
     wiring = engine.pop("pipeline_config", None)
     if wiring:
         engine["pipeline_config"] = PipelineConfig.from_pretrained(model)
         engine["pipeline_config"].update(**wiring)
-    # what is wrong here is said before torch is imported
     FastVideoArgs.from_kwargs(model, **engine)
     entry_for(model)
-    try:
-        import uvicorn
+    return model
 
-        from fastvideo.entrypoints.serve.app import create_app
-        from fastvideo.entrypoints.serve.context import Server
-    except ImportError as error:
-        raise ImportError(f"fastvideo serve: {PACKAGES} ({error})") from error
 
-    def load() -> Any:
-        from fastvideo.entrypoints.serve.generator import ServedGenerator
-        from fastvideo.entrypoints.video_generator import VideoGenerator
+class Service:
+    """A server that listens, and the web server that answers for it."""
 
-        kind = ServedGenerator if settings.own_process else VideoGenerator
-        return kind.from_pretrained(model, **copy.copy(engine))
+    def __init__(self, engine: dict[str, Any], settings: ServerSettings, defaults: dict[str, Any]) -> None:
+        """Listen; `run` answers.
 
-    if not settings.log_prompts:
-        hide_prompts()
-    listening = listen(settings.host, settings.port)
-    server = Server(load, model, settings, defaults)
-    config = uvicorn.Config(
-        create_app(server), log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS, server_header=False, h11_max_incomplete_event_size=1 << 16,
-    )  # fmt: skip
+        Args:
+            engine: options of the generator, and its model.
+            settings: checked.
+            defaults: the operator's sampling parameters.
 
-    class Web(uvicorn.Server):
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            server.closing.set()  # or streams of events would keep it waiting
-            await super().shutdown(sockets)
+        Raises:
+            ValueError: an option, a setting, or what is in the folder of the server.
+            OSError: the address cannot be had.
+        """
+        model = model_of(engine)
+        try:
+            import uvicorn
 
-    web = Web(config)
+            from fastvideo.entrypoints.serve.app import create_app
+            from fastvideo.entrypoints.serve.context import Server
+        except ImportError as error:
+            raise ImportError(f"fastvideo serve: {PACKAGES} ({error})") from error
 
-    def give_up() -> None:
-        web.should_exit = True
+        def load() -> Any:
+            from fastvideo.entrypoints.serve.generator import ServedGenerator
+            from fastvideo.entrypoints.video_generator import VideoGenerator
 
-    server.runner.on_failure = give_up
-    say_where(settings, listening)
-    web.run(sockets=[listening])
-    failure = server.runner.failure
-    if isinstance(failure, Exception):
-        raise failure
-    return 0 if failure is None else 1
+            kind = ServedGenerator if settings.own_process else VideoGenerator
+            return kind.from_pretrained(model, **copy.copy(engine))
+
+        if not settings.log_prompts:
+            hide_prompts()
+        self.listening = listen(settings.host, settings.port)
+        self.server = server = Server(load, model, settings, defaults)
+        config = uvicorn.Config(
+            create_app(server), log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS, server_header=False, h11_max_incomplete_event_size=1 << 16,
+        )  # fmt: skip
+
+        class Web(uvicorn.Server):
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                server.closing.set()  # or streams of events would keep it waiting
+                await super().shutdown(sockets)
+
+        self._web = Web(config)
+        server.runner.on_failure = self.stop
+
+    def run(self) -> None:
+        """Answer until told to stop."""
+        self._web.run(sockets=[self.listening])
+
+    def stop(self) -> None:
+        """Have `run` end soon. From any thread."""
+        self._web.should_exit = True
 
 
 def settings_of(options: Namespace) -> tuple[dict[str, Any], ServerSettings, dict[str, Any]]:

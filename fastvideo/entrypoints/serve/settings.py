@@ -86,6 +86,8 @@ class ServerSettings(Assignable):
     """Where the end of each job is reported to."""
     webhook_secret: str | None = None
     """Signs these reports, as whsec_ and base64; Standard Webhooks."""
+    ray_replicas: int = 1
+    """Servers that `--ray` starts."""
     own_process: bool = True
     """Whether the model runs in a process of its own, so that requests are answered while it computes; models that
     stream, and devices of one process, run in the server's all the same."""
@@ -120,7 +122,14 @@ class ServerSettings(Assignable):
         """
         require_whole("port", self.port, 0)
         require(self.port < 1 << 16, "port", self.port, "must be below 65536")
-        for name in ("max_queue", "max_jobs_per_key", "max_steps", "max_prompt_characters", "max_attempts"):
+        for name in (
+            "max_queue",
+            "max_jobs_per_key",
+            "max_steps",
+            "max_prompt_characters",
+            "max_attempts",
+            "ray_replicas",
+        ):
             require_whole(name, getattr(self, name), 1)
         require_whole("preview_every", self.preview_every, 0)
         for name in ("max_size_factor", "max_upload_mb", "max_image_megapixels", "max_video_megapixels",
