@@ -1,5 +1,6 @@
 """The frames of a video while it is made."""
 
+import dataclasses
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fastvideo.configs.registry import MODELS, ModelEntry
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.result import to_frames
 from fastvideo.entrypoints.watch import control_of
-from fastvideo.pipelines.pipeline_batch_info import CancelToken, ForwardBatch, MediaInputs, Progress
+from fastvideo.pipelines.pipeline_batch_info import CancelToken, Control, ForwardBatch, MediaInputs, Progress
 from fastvideo.utils import require
 from fastvideo.worker.executor import Executor
 from fastvideo.worker.in_process import InProcessExecutor
@@ -133,6 +135,30 @@ class StreamMethods(ABC):
         chunks = self._chunks(executor, batch)
         self._open = weakref.ref(chunks)
         return chunks
+
+    def _shown(
+        self,
+        control: Control,
+        on_chunk: Callable[[VideoChunk], None] | None,
+        prompts: list[str],
+        sampling: SamplingParam,
+    ) -> Control:
+        """`control`, by which `on_chunk` gets each chunk of the one video."""
+        if on_chunk is None:
+            return control
+        if not self.entry.streams:
+            raise ValueError(f"on_chunk: {self.entry.name} makes all frames at once; leave it out")
+        videos = len(prompts) * sampling.num_videos_per_prompt
+        require(videos == 1, "on_chunk", "...", f"is for one video, and {videos} are asked for", "ask for one")
+        index = start = 0
+
+        def show(video: torch.Tensor) -> None:
+            nonlocal index, start
+            frames = np.stack(to_frames(video[0]))
+            on_chunk(VideoChunk(index=index, start=start, frames=frames))
+            index, start = index + 1, start + len(frames)
+
+        return dataclasses.replace(control, show=show)
 
     def _chunks(self, executor: InProcessExecutor, batch: ForwardBatch) -> Generator[VideoChunk, None, None]:
         start = 0

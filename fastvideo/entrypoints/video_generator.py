@@ -18,7 +18,7 @@ from fastvideo.entrypoints.media_inputs import digests, fitted, read_media
 from fastvideo.entrypoints.metadata import clip_metadata
 from fastvideo.entrypoints.quality import Tuned, find_tuned, in_plain_fields
 from fastvideo.entrypoints.result import GenerationResult, to_frames
-from fastvideo.entrypoints.streaming import StreamMethods
+from fastvideo.entrypoints.streaming import StreamMethods, VideoChunk
 from fastvideo.entrypoints.watch import ProgressBar, control_of, interrupt_cancels
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
@@ -44,7 +44,7 @@ from fastvideo.worker.start import start_executor
 
 logger = init_logger(__name__)
 
-KEYWORDS = ("prompt", "sampling_param", *MEDIA, "progress", "cancel", "preview_every")
+KEYWORDS = ("prompt", "sampling_param", *MEDIA, "progress", "cancel", "preview_every", "on_chunk")
 """Of `generate_video`, beside the fields of `SamplingParam`."""
 
 
@@ -122,6 +122,7 @@ class VideoGenerator(LoraMethods, StreamMethods):
         progress: Callable[[Progress], None] | None = None,
         cancel: CancelToken | None = None,
         preview_every: int = 0,
+        on_chunk: Callable[[VideoChunk], None] | None = None,
         **fields: Any,
     ) -> GenerationResult | list[GenerationResult]: ...
 
@@ -139,6 +140,7 @@ class VideoGenerator(LoraMethods, StreamMethods):
         progress: Callable[[Progress], None] | None = None,
         cancel: CancelToken | None = None,
         preview_every: int = 0,
+        on_chunk: Callable[[VideoChunk], None] | None = None,
         **fields: Any,
     ) -> list[GenerationResult]: ...
 
@@ -155,6 +157,7 @@ class VideoGenerator(LoraMethods, StreamMethods):
         progress: Callable[[Progress], None] | None = None,
         cancel: CancelToken | None = None,
         preview_every: int = 0,
+        on_chunk: Callable[[VideoChunk], None] | None = None,
         **fields: Any,
     ) -> GenerationResult | list[GenerationResult]:
         """Make a video of each prompt, one after the other, each from the same seed.
@@ -174,12 +177,12 @@ class VideoGenerator(LoraMethods, StreamMethods):
             progress: called with each step in place of the progress bar.
             cancel: a token whose `cancel()`, from any thread, stops the call at its next step.
             preview_every: denoising steps from one preview in `progress` to the next; 0 makes none.
+            on_chunk: called with each chunk of the video as soon as it is there, as `stream` hands it out.
             fields: fields of `SamplingParam`, such as `seed` or `output_path`, that beat those of `sampling_param`; and
                 `pose_video`, `face_video`, `background_video` and `mask_video`, which are given as `video` is.
 
         Returns:
-            One result for one prompt, and a list for a list or when `num_videos_per_prompt` is more than 1: the
-            videos of the first prompt, then those of the second, and so on.
+            One result for one prompt and one video, else a list: the videos of the first prompt, of the second, and so on.
 
         Raises:
             ValueError: the request is not one that the model can run, or an unknown keyword; nothing was computed.
@@ -192,16 +195,15 @@ class VideoGenerator(LoraMethods, StreamMethods):
         require(isinstance(prompt, str | list), "prompt", prompt, "text", "give a text, or a list of texts")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         check_prompts(prompts)
-        control = control_of(progress, cancel, preview_every)
         others = {name: fields.pop(name) for name in MEDIA if name in fields}
         sampling = self._sampling(sampling_param, fields)
+        control = self._shown(control_of(progress, cancel, preview_every), on_chunk, prompts, sampling)
         if fields.get("negative_prompt") and sampling.guidance_scale <= 1:
             logger.warning("negative_prompt does nothing without guidance (guidance_scale=%g)", sampling.guidance_scale)
         named = (image, last_image, video, mask, reference_images)
         sampling, media = self._with_media(sampling, dict(zip(MEDIA, named, strict=False)) | others)
         results = self._generate_all(executor, prompts, sampling, control, media)
-        single = isinstance(prompt, str) and len(results) == 1
-        return results[0] if single else results
+        return results[0] if isinstance(prompt, str) and len(results) == 1 else results
 
     def _generate_all(
         self, executor: Executor, prompts: list[str], sampling: SamplingParam, control: Control, media: MediaInputs

@@ -54,6 +54,10 @@ def no_report(progress: Progress) -> None:
     """The listener for whoever does not watch."""
 
 
+def show_nobody(video: torch.Tensor) -> None:
+    """For whoever waits until the video is whole."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Control:
     """How a running request is stopped and watched."""
@@ -62,6 +66,8 @@ class Control:
     report: Callable[[Progress], None] = no_report
     preview_every: int = 0
     """Steps from one preview to the next; 0 makes none."""
+    show: Callable[[torch.Tensor], None] = show_nobody
+    """Given each part of the video [B, 3, T, H, W] fp32 in [0, 1] as soon as it is there, where it is made in parts."""
 
     def check(self) -> None:
         """Go on only if nobody cancelled.

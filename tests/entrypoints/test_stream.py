@@ -45,6 +45,17 @@ def test_the_frames_are_those_of_generate_video(generator: VideoGenerator) -> No
     assert np.array_equal(made, frames_of(generator))
 
 
+def test_generate_video_hands_them_out_too(generator: VideoGenerator, wan_repo: Path) -> None:
+    chunks: list[VideoChunk] = []
+    frames = frames_of(generator, on_chunk=chunks.append)
+    assert [(chunk.index, chunk.start, len(chunk.frames)) for chunk in chunks] == [(0, 0, 9), (1, 9, 12), (2, 21, 12)]
+    assert np.array_equal(np.concatenate([chunk.frames for chunk in chunks]), frames)
+    with pytest.raises(ValueError, match=r"on_chunk=.*is for one video, and 2 are asked for"):
+        generator.generate_video(KITE, on_chunk=chunks.append, num_videos_per_prompt=2, save_video=False, **SMALL)
+    with VideoGenerator.from_pretrained(wan_repo) as other, pytest.raises(ValueError, match="makes all frames at once"):
+        other.generate_video(KITE, on_chunk=chunks.append, save_video=False)
+
+
 def test_a_chunk_comes_before_the_next_is_computed(generator: VideoGenerator) -> None:
     seen: list[Progress] = []
     stream = generator.stream(KITE, progress=seen.append, **SMALL)

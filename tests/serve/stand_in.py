@@ -18,6 +18,7 @@ from fastvideo.entrypoints.media_inputs import read_media
 from fastvideo.entrypoints.serve.app import create_app
 from fastvideo.entrypoints.serve.context import Server
 from fastvideo.entrypoints.serve.settings import ServerSettings
+from fastvideo.entrypoints.streaming import VideoChunk
 from fastvideo.pipelines.pipeline_batch_info import CancelToken, Control, Progress
 
 PACKAGE = "tests.serve.stand_in"
@@ -51,11 +52,11 @@ class FromVideo(SamplingParam):
 class StandIn:
     """What a server needs of a `VideoGenerator`. A prompt that holds "fail" fails; `hold` keeps jobs at their step."""
 
-    def __init__(self, kind: type[SamplingParam] = FromText) -> None:
-        """`kind` says what the model needs and takes."""
+    def __init__(self, kind: type[SamplingParam] = FromText, streams: bool = False) -> None:
+        """`kind` says what the model needs and takes; one that `streams` has some frames after each step."""
         self.kind = kind
         self.entry = ModelEntry(name="stand-in", description="", pipeline_class="", pipeline="", pipeline_config="",
-                                sampling=f"{PACKAGE}:{kind.__name__}")  # fmt: skip
+                                sampling=f"{PACKAGE}:{kind.__name__}", streams=streams)  # fmt: skip
         self.known: dict[str, str] = {}
         self.active_loras: Mapping[str, float] = {}
         self.shown: list[dict[str, Any]] = []
@@ -93,8 +94,9 @@ class StandIn:
     def generate_video(
         self, prompt: str, sampling_param: SamplingParam | None = None, *,
         progress: Callable[[Progress], None] | None = None, cancel: CancelToken | None = None, preview_every: int = 0,
-        **fields: Any,
+        on_chunk: Callable[[VideoChunk], None] | None = None, **fields: Any,
     ) -> Any:  # fmt: skip
+        assert (on_chunk is None) == (not self.entry.streams or "images" in str(fields["output_path"]))
         sampling = self.check_request(prompt, **fields)
         self.shown.append({name: fields.pop(name) for name in MEDIA if name in fields})
         self.adapted.append(dict(self.active_loras))
@@ -103,13 +105,16 @@ class StandIn:
         assert cancel is not None
         control = Control(cancel=cancel, report=progress, preview_every=preview_every)
         frame = np.full((sampling.height, sampling.width, 3), sampling.seed % 256, np.uint8)
-        for _ in control.steps("denoising", range(sampling.num_inference_steps), sampling.num_inference_steps,
-                               lambda: frame):  # fmt: skip
+        parts = np.array_split(np.stack([frame] * sampling.num_frames), sampling.num_inference_steps)
+        for step in control.steps("denoising", range(sampling.num_inference_steps), sampling.num_inference_steps,
+                                  lambda: frame):  # fmt: skip
             time.sleep(self.pace)
             while not self.go.wait(0.01):
                 control.check()
             if "fail" in prompt:
                 raise FloatingPointError("NaN or infinity in the latents after step 1 of 4")
+            if on_chunk is not None and len(parts[step]):
+                on_chunk(VideoChunk(index=step, start=sum(map(len, parts[:step])), frames=parts[step]))
         for _ in control.steps("decoding", [1], 1):
             frames = [frame] * sampling.num_frames
         results = []

@@ -13,8 +13,9 @@ import pytest
 
 from fastvideo.entrypoints.cli.main import main
 from fastvideo.entrypoints.serve.keys import add_key
-from tests.serve.stand_in import Running, running, wait_until
+from tests.serve.stand_in import FromImage, FromImages, FromText, FromVideo, Running, StandIn, running, wait_until
 from tests.serve.test_jobs import post, state_of
+from tests.serve.test_references import picture
 
 CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = [
@@ -154,6 +155,73 @@ def test_compare_plays_both(browser: Any, tmp_path: Path) -> None:
             )
             sources = page.evaluate("() => [...document.querySelectorAll('#compare video')].map(v => v.src)")
             assert [job_id in source for job_id, source in zip(ids, sources, strict=True)] == [True, True]
+
+
+def test_an_image_and_loras(browser: Any, tmp_path: Path) -> None:
+    """A model that starts from an image, and offers LoRAs: both are chosen, and are there again afterwards."""
+    (tmp_path / "in.png").write_bytes(picture(64, 32))
+    (tmp_path / "bad.png").write_bytes(picture(64, 32)[:60])
+    loras = {"ink": "/models/ink", "clay": "/models/clay"}
+    with (
+        running(tmp_path / "data", studio=True, model=StandIn(FromImage), loras=loras) as made,
+        httpx.Client(base_url=made.url) as web,
+    ):
+        wait_for_page(made)
+        with visiting(browser, made.url) as page:
+            page.fill("#prompt textarea", "a kite")
+            page.click("#make")
+            page.get_by_text("the image or video is missing").wait_for()
+            page.set_input_files("#image input[type=file]", tmp_path / "in.png")
+            page.wait_for_selector("#image img")
+            page.click("#loras input")
+            page.get_by_role("option", name="clay").click()
+            page.keyboard.press("Escape")
+            page.click("#make")
+            assert plays(page, "#latest")
+            assert made.model.shown[0]["image"].shape == (32, 64, 3)
+            assert made.model.adapted == [{"clay": 1.0}]
+            (job,) = web.get("/v1/videos").json()["data"]
+            assert (job["size"], job["loras"]) == ("32x16", [{"name": "clay", "strength": 1.0}])
+
+            page.reload()
+            page.get_by_role("tab", name="Gallery").click()
+            page.locator("#pictures button img").first.click()
+            page.get_by_text("clay at 1").wait_for()
+            page.click("#again")
+            page.wait_for_selector("#image img")
+            page.click("#make")
+            wait_until(lambda: len(made.model.shown) == 2)
+            assert (made.model.shown[1]["image"] == made.model.shown[0]["image"]).all()
+            assert made.model.adapted[1] == {"clay": 1.0}
+
+
+def test_what_a_model_takes_is_there_and_nothing_else(browser: Any, tmp_path: Path) -> None:
+    for kind, there in ((FromText, []), (FromImages, ["image", "last-image"]), (FromVideo, ["video"])):
+        with running(tmp_path / kind.__name__, studio=True, model=StandIn(kind)) as made:
+            wait_for_page(made)
+            with visiting(browser, made.url) as page:
+                names = ("image", "last-image", "video", "loras", "lora-strength")
+                assert [name for name in names if page.locator(f"#{name}").is_visible()] == there
+
+
+def test_a_stream_plays_while_it_grows(browser: Any, tmp_path: Path) -> None:
+    # players begin when they expect to get to the end without a stop, so frames have to come about as fast as they show
+    with (
+        running(tmp_path, model=StandIn(streams=True), max_size_factor=100.0) as made,
+        httpx.Client(base_url=made.url) as web,
+    ):
+        made.model.pace = 1.5
+        job = post(web, num_frames=97, fps=8, num_inference_steps=16).json()["id"]
+        context = browser.new_context(viewport=WIDE)
+        context.set_default_timeout(TIMEOUT_MS)
+        page = context.new_page()
+        page.goto(f"{made.url}/v1/videos/{job}/stream", wait_until="commit")
+        page.wait_for_function("() => { const v = document.querySelector('video'); return v && v.currentTime > 0.3 }")
+        assert state_of(web, job) == "in_progress"
+        wait_until(lambda: state_of(web, job) == "completed")
+        page.wait_for_function("() => document.querySelector('video').ended")
+        assert page.evaluate("() => document.querySelector('video').currentTime") == pytest.approx(97 / 8, abs=0.3)
+        context.close()
 
 
 def test_on_a_phone_in_the_dark_and_by_keyboard(browser: Any, tmp_path: Path) -> None:

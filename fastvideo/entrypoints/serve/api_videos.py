@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from fastvideo.entrypoints.serve.auth import Access
 from fastvideo.entrypoints.serve.body import Body, parsed, read_body
 from fastvideo.entrypoints.serve.context import Server
 from fastvideo.entrypoints.serve.errors import ApiError
+from fastvideo.entrypoints.serve.growing import watched
 from fastvideo.entrypoints.serve.intake import given_by, references_of
 from fastvideo.entrypoints.serve.keys import Caller
 from fastvideo.entrypoints.serve.ranges import remote_file
@@ -176,6 +177,11 @@ def _looking_routes(router: APIRouter, server: Server, read: Callable[..., Calle
         part = request.headers.get("range")
         return content_response(server, server.job(video_id, caller), variant, part=part)
 
+    @router.get("/{video_id}/stream", response_class=Response, responses={200: {"content": {"video/mp4": {}}}})
+    def stream(video_id: str, request: Request, caller: Annotated[Caller, Depends(read)]) -> Response:
+        """A video while it is made, as fragmented MP4, where the model makes it chunk by chunk; then its file."""
+        return stream_response(server, server.job(video_id, caller), request.headers.get("range"))
+
 
 def _changing_routes(router: APIRouter, server: Server, write: Callable[..., Caller]) -> None:
     @router.post("/{video_id}/cancel", response_model=Video)
@@ -215,3 +221,20 @@ def content_response(
             raise ApiError(404, f"{job.id}: its file is gone", code="file_gone")
         return FileResponse(path, media_type=file["type"], headers=more)
     return remote_file(server.files, file["name"], file["bytes"], file["type"], more, part)
+
+
+def stream_response(server: Server, job: Job, part: str | None = None) -> Response:
+    """A video that grows; once it is whole, of its file the `part` that a `Range` header names.
+
+    Raises:
+        ApiError: 400, the model makes all frames at once; 404, it failed; 409, another server makes it.
+    """
+    if job.state not in OPEN:
+        return content_response(server, job, "video", part=part)
+    if not server.plans.streams:
+        raise ApiError(400, f"{job.id}: {server.names[0]} makes all frames at once; wait for the video",
+                       code="unsupported_by_model")  # fmt: skip
+    if job.replica != server.settings.replica:
+        raise ApiError(409, f"{job.id}: is made by another server, {job.replica}", code="other_replica")
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
+    return StreamingResponse(watched(server, job.id), media_type="video/mp4", headers=headers)

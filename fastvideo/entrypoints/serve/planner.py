@@ -84,6 +84,7 @@ class Planner:
         self._names = names
         self._operator = defaults
         self._settings = settings
+        self.streams = model.entry.streams
         kind: type[SamplingParam] = resolve(model.entry.sampling)
         self.needs, self.takes = kind.needs, (*kind.needs, *kind.takes)
         self.default = model.check_request("", **defaults, **self._stand_ins(kind.needs))

@@ -4,7 +4,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from fastvideo.entrypoints.serve.assets import write_spritesheet, write_thumbnai
 from fastvideo.entrypoints.serve.database import away, patiently
 from fastvideo.entrypoints.serve.events import Hub
 from fastvideo.entrypoints.serve.files import FileStore
+from fastvideo.entrypoints.serve.growing import Streams
 from fastvideo.entrypoints.serve.making import Loras, joined, media_for
 from fastvideo.entrypoints.serve.metrics import Metrics
 from fastvideo.entrypoints.serve.planner import Model
@@ -94,6 +95,7 @@ class Runner(threading.Thread):
         self._stopping = False
         self._away = False
         self._wake = threading.Event()
+        self.streams = Streams()
         self.generator: Generator | None = None
         self.failure: BaseException | None = None
         """What ended the thread, if it did not end by `stop`."""
@@ -222,10 +224,16 @@ class Runner(threading.Thread):
         every = self._settings.preview_every if job.kind == "video" else 0
         media = media_for(job, self._files, folder)
         self._loras.use(fields.pop("loras", []))
-        made = generator.generate_video(
-            job.prompt, progress=report, cancel=current.token, preview_every=every, **fields, **media
-        )
+        with self.streams.growing(job, folder) if self._streams(generator, job) else nullcontext() as on_chunk:
+            more = {} if on_chunk is None else {"on_chunk": on_chunk}
+            made = generator.generate_video(
+                job.prompt, progress=report, cancel=current.token, preview_every=every, **fields, **media, **more
+            )
         return made if isinstance(made, list) else [made]
+
+    @staticmethod
+    def _streams(generator: Generator, job: Job) -> bool:
+        return generator.entry.streams and job.kind == "video"
 
     def _publish(self, job: Job, folder: Path, results: list[Any]) -> None:
         """Put the files in place, and then say that the job is done."""

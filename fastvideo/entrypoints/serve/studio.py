@@ -4,14 +4,17 @@ It calls what the API calls, so a video that was made here is one there, and the
 """
 
 import secrets
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from fastvideo.entrypoints.serve.context import Server
 from fastvideo.entrypoints.serve.errors import ApiError
+from fastvideo.entrypoints.serve.intake import PREFIX
 from fastvideo.entrypoints.serve.keys import ANYBODY, Caller, caller_of, find_caller
 from fastvideo.entrypoints.serve.records import COMPLETED, OPEN, Job
+from fastvideo.entrypoints.serve.references import Reference, looked_at
 from fastvideo.entrypoints.serve.requests import VideoRequest
 from fastvideo.entrypoints.serve.studio_views import caption, details, queue_html
 
@@ -44,8 +47,11 @@ class Studio:
             return False
         return caller.owner == user.strip() and caller.may("read")
 
-    def make(self, request: gr.Request, prompt: str, negative: str, random_seed: bool, *settings: Any) -> None:
-        """Queue a video."""
+    def make(
+        self, request: gr.Request, prompt: str, negative: str, random_seed: bool, image: str | None, last: str | None,
+        video: str | None, loras: list[str] | None, strength: float, *settings: Any,
+    ) -> None:  # fmt: skip
+        """Queue a video. Images and videos are files that the page has taken in; it gives no others."""
         values = dict(zip(SETTINGS, settings, strict=True))
         width, height = (int(values.pop(name)) for name in ("width", "height"))
         guidance = float(values.pop("guidance_scale"))
@@ -54,15 +60,33 @@ class Studio:
             fields["seed"] = self.new_seed()
         if negative.strip() and guidance > 1:
             fields["negative_prompt"] = negative
+        if loras:
+            fields["loras"] = [{"name": name, "strength": strength} for name in loras]
         try:
             caller = self.caller(request)
             caller.require("write")
             if not prompt.strip():
                 raise ApiError(400, "say what the video should show")
+            given = self.given({"input_reference": image or video, "last_frame": last})
+            if given and video and not image:
+                for name in ("num_frames", "fps"):  # of the video
+                    del fields[name]
             asked = VideoRequest(prompt=prompt, size=f"{width}x{height}", guidance_scale=guidance, **fields)
-            self.server.submit(self.server.plans.video(asked), caller)
+            self.server.submit(self.server.plans.video(asked, given), caller)
         except ApiError as error:
-            raise gr.Error(error.message, duration=10) from None
+            raise gr.Error(in_words(error), duration=10) from None
+
+    def given(self, paths: dict[str, str | None]) -> dict[str, Reference]:
+        """The images and videos that a person chose, by the field of a request.
+
+        Raises:
+            ApiError: 400; one is not what it should be.
+        """
+        server = self.server
+        return {
+            name: looked_at(Path(path).read_bytes(), name, server.plans.kinds(name), server.settings)
+            for name, path in paths.items() if path
+        }  # fmt: skip
 
     @staticmethod
     def new_seed() -> int:
@@ -128,11 +152,15 @@ class Studio:
         return [job.id, self.path(job, "video"), details(self.server.show(job))]
 
     def again(self, request: gr.Request, job_id: str | None) -> list[Any]:
-        """The settings of a video, for the fields of the page: prompt, negative prompt, no random seed, the rest."""
+        """The settings of a video, for the fields of the page: prompt, negative prompt, no random seed, what it was
+        made from, the rest."""
         job = self.get(request, job_id)
-        sampling = job.sampling
-        return [job.prompt, sampling["negative_prompt"], False, *(sampling[name] for name in SETTINGS),
-                gr.Tabs(selected="create")]  # fmt: skip
+        sampling, parts = job.sampling, [PREFIX + name for name in ("image", "last_image", "video")]
+        shown = [self.path(job, part) if part in job.files else None for part in parts]
+        loras = [lora for lora in sampling.get("loras", []) if lora["name"] in self.server.settings.loras]
+        strength = loras[0]["strength"] if loras else 1.0
+        return [job.prompt, sampling["negative_prompt"], False, *shown, [lora["name"] for lora in loras], strength,
+                *(sampling[name] for name in SETTINGS), gr.Tabs(selected="create")]  # fmt: skip
 
     def delete(self, request: gr.Request, job_id: str | None) -> list[Any]:
         """Delete a video; nothing is looked at then."""
@@ -144,3 +172,10 @@ class Studio:
     def compared(self, request: gr.Request, job_id: str | None) -> str | None:
         """The file of one side."""
         return self.path(self.get(request, job_id), "video") if job_id else None
+
+
+def in_words(error: ApiError) -> str:
+    """What is wrong, with the names of the page in place of those of the API."""
+    words = {"input_reference": "the image or video", "last_frame": "the last frame", "loras": "LoRAs"}
+    name = error.param or ""
+    return error.message.replace(f"{name}:", words[name], 1) if name in words else error.message

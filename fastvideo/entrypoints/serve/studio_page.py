@@ -17,10 +17,29 @@ TICK_SECONDS = 0.7
 CACHE = (600, 3600)
 """Seconds between two looks at the page's copies of files, and the age at which one is deleted."""
 TOGGLE_DARK = "() => { document.body.classList.toggle('dark'); }"
-PLAY_BOTH = """() => { for (const video of document.querySelectorAll('#compare video')) {
-    video.currentTime = 0; video.loop = true; video.muted = true; video.play(); } }"""
+PLAY_BOTH = """async () => {
+    const videos = [...document.querySelectorAll('#compare video')];
+    await Promise.all(videos.map((video) => video.readyState >= 2 ? null : new Promise((ready) => {
+        video.addEventListener('loadeddata', ready, {once: true}); video.load(); })));
+    for (const video of videos) { video.currentTime = 0; video.loop = true; video.muted = true; video.play(); } }"""
 FONTS = ["system-ui", "sans-serif"]
 """Of the reader's system: the page loads nothing from elsewhere."""
+
+
+@dataclass
+class Media:
+    """What the model may be shown and adapted with beside the prompt; what it does not take is not visible."""
+
+    image: Any
+    last_image: Any
+    video: Any
+    loras: Any
+    strength: Any
+
+    @property
+    def all(self) -> list[Any]:
+        """In the order of `Studio.make`."""
+        return [self.image, self.last_image, self.video, self.loras, self.strength]
 
 
 @dataclass
@@ -29,6 +48,7 @@ class Create:
 
     prompt: Any
     negative: Any
+    media: Media
     fields: list[Any]
     """In the order of SETTINGS."""
     random_seed: Any
@@ -102,6 +122,7 @@ def create_tab(server: Server, limits: Limits) -> Create:
                                 max_length=server.settings.max_prompt_characters)  # fmt: skip
             negative = gr.Textbox(label="Negative prompt", value=own.negative_prompt, elem_id="negative",
                                   info="What to steer away from. Needs guidance above 1.")  # fmt: skip
+            media = media_fields(server)
             make = gr.Button("Make the video", variant="primary", elem_id="make")
             with gr.Accordion("Settings", open=True):
                 fields, random_seed = settings_fields(server, limits)
@@ -110,7 +131,29 @@ def create_tab(server: Server, limits: Limits) -> Create:
             cancellable = gr.Radio([], label="To cancel", visible=False, elem_id="cancellable")
             cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
             latest = gr.Video(label="Newest video", interactive=False, loop=True, autoplay=True, elem_id="latest")
-    return Create(prompt, negative, fields, random_seed, make, queue, cancellable, cancel, latest)
+    return Create(prompt, negative, media, fields, random_seed, make, queue, cancellable, cancel, latest)
+
+
+def media_fields(server: Server) -> Media:
+    """Images, a video and LoRAs, as far as the model takes them and the operator offers them."""
+    takes, needs, offered = server.plans.takes, server.plans.needs, list(server.settings.loras)
+
+    def label(name: str, text: str) -> str:
+        return text if name in needs else f"{text} (optional)"
+
+    # as files: nothing here decodes them, and what is sent is what is kept
+    images: dict[str, Any] = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"], "height": 220}
+    with gr.Row(visible="image" in takes):
+        image = gr.Image(label=label("image", "First frame"), visible="image" in takes, elem_id="image", **images)
+        last = gr.Image(label=label("last_image", "Last frame"), visible="last_image" in takes, elem_id="last-image",
+                        **images)  # fmt: skip
+    video = gr.Video(label=label("video", "Video to work on"), sources=["upload"], visible="video" in takes, height=220,
+                     elem_id="video")  # fmt: skip
+    with gr.Row(visible=bool(offered)):
+        loras = gr.Dropdown(offered, multiselect=True, value=[], label="LoRAs", visible=bool(offered), elem_id="loras")
+        strength = gr.Slider(-2, 2, 1, step=0.05, label="Strength of the LoRAs", visible=bool(offered),
+                             elem_id="lora-strength")  # fmt: skip
+    return Media(image, last, video, loras, strength)
 
 
 def settings_fields(server: Server, limits: Limits) -> tuple[list[Any], Any]:
@@ -165,9 +208,11 @@ def connect(page: gr.Blocks, studio: Studio, create: Create, gallery: Gallery, c
         "outputs": [create.queue, create.cancellable, create.cancel, create.latest, gallery.pictures, ids,
                     *compare.names],
     }  # fmt: skip
-    gr.Timer(TICK_SECONDS).tick(**changing)
-    page.load(**changing)
-    request = [create.prompt, create.negative, create.random_seed, *create.fields]
+    # after the first look: two at a time would both find everything new, and show it twice
+    timer = gr.Timer(TICK_SECONDS, active=False)
+    timer.tick(**changing)
+    page.load(**changing).then(lambda: gr.Timer(active=True), None, [timer], show_progress="hidden")
+    request = [create.prompt, create.negative, create.random_seed, *create.media.all, *create.fields]
     for trigger in (create.make.click, create.prompt.submit):
         trigger(studio.make, request, None, show_progress="hidden").success(**changing)
     create.cancel.click(studio.cancel, [create.cancellable], None, show_progress="hidden").success(**changing)
@@ -176,7 +221,7 @@ def connect(page: gr.Blocks, studio: Studio, create: Create, gallery: Gallery, c
     gallery.again.click(studio.again, [chosen], [*request, tabs])
     gallery.delete.click(studio.delete, [chosen], looked_at).success(**changing)
     for name, player in zip(compare.names, compare.players, strict=True):
-        name.change(studio.compared, [name], [player])
+        name.input(studio.compared, [name], [player], show_progress="hidden")
 
 
 assert len(SETTINGS) == 7, "settings_fields gives one for each"

@@ -93,5 +93,7 @@ def details(video: dict[str, Any]) -> str:
         "Made in": f"{video.get('generation_seconds', 0):.1f} s",
         "Id": f"`{video['id']}`",
     }
+    if video.get("loras"):
+        rows["LoRAs"] = ", ".join(f"{lora['name']} at {lora['strength']:g}" for lora in video["loras"])
     prompt = "\n".join(f"    {line}" for line in video["prompt"].splitlines())
     return f"{prompt}\n\n" + "\n".join(f"- **{name}**: {value}" for name, value in rows.items())

@@ -68,8 +68,12 @@ class StreamingStage(PipelineStage):
         the end."""
 
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
-        """The same, with the video as a whole."""
-        batch.video = torch.cat(list(self.stream(batch, args)), dim=2)
+        """The same, with the video as a whole; its parts are shown as they come."""
+        parts = []
+        for part in self.stream(batch, args):
+            batch.control.show(part)
+            parts.append(part)
+        batch.video = torch.cat(parts, dim=2)
         return batch
 
 
