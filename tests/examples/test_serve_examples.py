@@ -15,7 +15,8 @@ import yaml
 from fastvideo.entrypoints.cli import parser as cli
 from fastvideo.entrypoints.media import read_frames
 from fastvideo.entrypoints.serve.run import settings_of
-from tests.serve.stand_in import Running, running, wait_until
+from tests.serve.stand_in import FromImage, Running, StandIn, running, wait_until
+from tests.serve.test_references import picture
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DEPLOY = EXAMPLES / "deploy"
@@ -49,6 +50,24 @@ def test_openai_client(served: Running, monkeypatch: pytest.MonkeyPatch, capsys:
         run(monkeypatch, "openai_client.py", "fail", served.url)
     with pytest.raises(SystemExit, match="refused, because of prompt"):
         run(monkeypatch, "openai_client.py", "x" * 20_000, served.url)
+
+
+def test_from_an_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in.png").write_bytes(picture())
+    monkeypatch.chdir(tmp_path)
+    with running(tmp_path / "data", model=StandIn(FromImage)) as made:
+        run(monkeypatch, "from_an_image.py", "in.png", "a kite", "it goes on", made.url)
+        assert capsys.readouterr().out == "saved clip.mp4, 0.625 s of 32x16, and longer.mp4, 4.625 s\n"
+        (tmp_path / "in.png").write_bytes(b"no image")
+        with pytest.raises(SystemExit, match="refused, because of input_reference"):
+            run(monkeypatch, "from_an_image.py", "in.png", "a kite", "it goes on", made.url)
+
+
+def test_watch_a_stream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsysbinary: Any) -> None:
+    with running(tmp_path, model=StandIn(streams=True)) as made:
+        made.model.pace = 0.5
+        run(monkeypatch, "watch_a_stream.py", "a kite", made.url)
+        assert b"moof" in capsysbinary.readouterr().out
 
 
 def test_watch_a_job(served: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,12 @@ class FromVideo(SamplingParam):
     takes = ("video", "mask", "reference_images", "strength")
 
 
+class FromAnything(SamplingParam):
+    """Of a model that takes whatever there is."""
+
+    takes = ("image", "last_image", "video", "mask", "strength", "guidance_scale_2")
+
+
 class StandIn:
     """What a server needs of a `VideoGenerator`. A prompt that holds "fail" fails; `hold` keeps jobs at their step."""
 

@@ -225,7 +225,7 @@ class Runner(threading.Thread):
         media = media_for(job, self._files, folder)
         self._loras.use(fields.pop("loras", []))
         with self.streams.growing(job, folder) if self._streams(generator, job) else nullcontext() as on_chunk:
-            more = {} if on_chunk is None else {"on_chunk": on_chunk}
+            more: dict[str, Any] = {} if on_chunk is None else {"on_chunk": on_chunk}
             made = generator.generate_video(
                 job.prompt, progress=report, cancel=current.token, preview_every=every, **fields, **media, **more
             )

@@ -13,7 +13,7 @@ from fastvideo.entrypoints.serve.context import Server
 from fastvideo.entrypoints.serve.errors import ApiError
 from fastvideo.entrypoints.serve.intake import PREFIX
 from fastvideo.entrypoints.serve.keys import ANYBODY, Caller, caller_of, find_caller
-from fastvideo.entrypoints.serve.records import COMPLETED, OPEN, Job
+from fastvideo.entrypoints.serve.records import COMPLETED, OPEN, QUEUED, RUNNING, Job
 from fastvideo.entrypoints.serve.references import Reference, looked_at
 from fastvideo.entrypoints.serve.requests import VideoRequest
 from fastvideo.entrypoints.serve.studio_views import caption, details, queue_html
@@ -102,7 +102,8 @@ class Studio:
         newest video, gallery, its ids, and the names of what can be compared, twice."""
         found = self.jobs(request)
         waiting = [job for job in found if job.state in OPEN]
-        choices = [(caption(job), job.id) for job in waiting]
+        words = {QUEUED: "waits", RUNNING: "runs"}
+        choices = [(f"{caption(job)} ({words[job.state]})", job.id) for job in reversed(waiting)]
         still = picked if picked in [job.id for job in waiting] else (waiting[-1].id if waiting else None)
         shown = [self.server.show(job) for job in waiting]
         previews = {job.id: (self.server.hub.latest(job.id) or {}).get("preview", "") for job in waiting}

@@ -22,6 +22,8 @@ PLAY_BOTH = """async () => {
     await Promise.all(videos.map((video) => video.readyState >= 2 ? null : new Promise((ready) => {
         video.addEventListener('loadeddata', ready, {once: true}); video.load(); })));
     for (const video of videos) { video.currentTime = 0; video.loop = true; video.muted = true; video.play(); } }"""
+SHOW_QUEUE = """() => { if (innerWidth < 800) document.querySelector('#queue').scrollIntoView({block: 'start'}); }"""
+"""On a phone the queue is below the settings."""
 FONTS = ["system-ui", "sans-serif"]
 """Of the reader's system: the page loads nothing from elsewhere."""
 
@@ -159,6 +161,8 @@ def media_fields(server: Server) -> Media:
 def settings_fields(server: Server, limits: Limits) -> tuple[list[Any], Any]:
     """The fields of SETTINGS in their order, and whether each video gets a new seed."""
     own = server.plans.default
+    if {"image", "video"} & set(server.plans.takes):
+        gr.Markdown("A video has the proportions of what it is made from, and about as many pixels as this.")
     with gr.Row():
         width = gr.Slider(limits.pixels, limits.most_pixels, own.width, step=limits.pixels, label="Width")
         height = gr.Slider(limits.pixels, limits.most_pixels, own.height, step=limits.pixels, label="Height")
@@ -168,7 +172,7 @@ def settings_fields(server: Server, limits: Limits) -> tuple[list[Any], Any]:
     with gr.Row():
         steps = gr.Slider(1, server.settings.max_steps, own.num_inference_steps, step=1, label="Steps",
                           elem_id="steps")  # fmt: skip
-        guidance = gr.Slider(0, 15, own.guidance_scale, step=0.1, label="Guidance (1 or less is none)")
+        guidance = gr.Slider(0, 15, own.guidance_scale, step=0.1, label="Guidance (1 is none)")
     with gr.Row():
         seed = gr.Number(own.seed, label="Seed", precision=0, minimum=0, elem_id="seed")
         random_seed = gr.Checkbox(True, label="A new seed each time", elem_id="random-seed")
@@ -214,7 +218,7 @@ def connect(page: gr.Blocks, studio: Studio, create: Create, gallery: Gallery, c
     page.load(**changing).then(lambda: gr.Timer(active=True), None, [timer], show_progress="hidden")
     request = [create.prompt, create.negative, create.random_seed, *create.media.all, *create.fields]
     for trigger in (create.make.click, create.prompt.submit):
-        trigger(studio.make, request, None, show_progress="hidden").success(**changing)
+        trigger(studio.make, request, None, show_progress="hidden").success(**changing).success(None, js=SHOW_QUEUE)
     create.cancel.click(studio.cancel, [create.cancellable], None, show_progress="hidden").success(**changing)
     looked_at = [chosen, gallery.player, gallery.about]
     gallery.pictures.select(studio.look, [ids], looked_at)

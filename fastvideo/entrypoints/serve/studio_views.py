@@ -20,7 +20,11 @@ CSS = """
 .job img { width: 96px; height: 96px; object-fit: contain; border-radius: 6px; background: #8883; }
 .job .about { flex: 1; min-width: 0; }
 .job .prompt { font-weight: 600; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.job progress { width: 100%; height: 14px; }
+.job progress { width: 100%; height: 14px; appearance: none; border: 0; border-radius: 7px; overflow: hidden;
+                background: var(--border-color-primary); accent-color: var(--color-accent); }
+.job progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.job progress::-webkit-progress-value { background: var(--color-accent); }
+.job progress::-moz-progress-bar { background: var(--color-accent); }
 video { max-height: 70vh; }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [role=tab]:focus-visible {
     outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
