@@ -182,7 +182,7 @@ class VideoGenerator(LoraMethods, StreamMethods):
                 `pose_video`, `face_video`, `background_video` and `mask_video`, which are given as `video` is.
 
         Returns:
-            One result for one prompt and one video, else a list: the videos of the first prompt, of the second, and so on.
+            One result for one prompt and one video, else a list: the videos of the first prompt, then of the second.
 
         Raises:
             ValueError: the request is not one that the model can run, or an unknown keyword; nothing was computed.

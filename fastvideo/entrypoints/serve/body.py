@@ -12,11 +12,12 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from fastvideo.entrypoints.serve.errors import ApiError
+from fastvideo.entrypoints.serve.requests import REFERENCES
 
 MAX_FIELDS = 64
 MAX_PART = 1 << 40
 """No limit of its own for a field: a data URL may be most of a body, and that has a limit."""
-STRUCTURED = ("loras", "input_reference", "last_frame", "mask", "video")
+STRUCTURED = ("loras", *REFERENCES)
 NESTED = re.compile(r"(?P<base>[^\[\]]+)(?P<list>\[\])?(?:\[(?P<key>[^\[\]]+)\])?")
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 

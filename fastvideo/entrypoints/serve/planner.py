@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastvideo.configs.entries import ModelEntry
-from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.configs.sample.base import MEDIA, VIDEOS, SamplingParam
 from fastvideo.entrypoints.serve.errors import ApiError
-from fastvideo.entrypoints.serve.references import IMAGE, VIDEO, Reference
+from fastvideo.entrypoints.serve.references import IMAGE, VIDEO, Reference, proportioned, rate_of
 from fastvideo.entrypoints.serve.requests import (
+    OTHER_VIDEOS,
     SAMPLING_FIELDS,
     EditRequest,
     ExtendRequest,
@@ -38,6 +39,7 @@ MEDIA_OF: dict[str, dict[str, tuple[str, ...]]] = {
     "last_frame": {IMAGE: ("last_image",)},
     "mask": {IMAGE: ("mask",), VIDEO: ("mask",)},
     "video": {VIDEO: ("video",)},
+    **{name: {VIDEO: (name,)} for name in OTHER_VIDEOS},
 }
 """What an image or a video in a field of a request is for the model: the first of these that it takes."""
 EXTENDS = "extends"
@@ -86,10 +88,23 @@ class Planner:
         self._settings = settings
         self.streams = model.entry.streams
         kind: type[SamplingParam] = resolve(model.entry.sampling)
-        self.needs, self.takes = kind.needs, (*kind.needs, *kind.takes)
-        self.default = model.check_request("", **defaults, **self._stand_ins(kind.needs))
+        self.takes = (*kind.needs, *kind.takes)
+        self.needs, self.default = self._needed(kind)
         self._most = settings.max_size_factor * self._size(self.default)
         self.multiple, self.frame_step = self._step("width"), self._step("num_frames")
+
+    def _needed(self, kind: type[SamplingParam]) -> tuple[tuple[str, ...], SamplingParam]:
+        """What a request must have, and what the default one comes to. A class of defaults may leave it to the pipeline
+        whether something that it takes is needed."""
+        needs = kind.needs
+        while True:
+            try:
+                return needs, self._model.check_request("", **self._operator, **self._stand_ins(needs))
+            except ValueError as error:
+                name = field_of(error, {}, {}, aliases={})
+                if name not in MEDIA or name not in kind.takes or name in needs:
+                    raise
+                needs = (*needs, name)
 
     def video(self, request: VideoRequest, given: Mapping[str, Reference] | None = None) -> Plan:
         """The plan of a request for a video.
@@ -204,7 +219,7 @@ class Planner:
     def _stand_ins(self, media: Collection[str], frames: int = 4096) -> dict[str, Any]:
         picture = np.zeros((TINY, TINY, 3), np.uint8)
         clip = np.zeros((frames, TINY, TINY, 3), np.uint8)
-        made: dict[str, Any] = {name: clip if name == "video" else picture for name in media}
+        made: dict[str, Any] = {name: clip if name in VIDEOS or name == "mask_video" else picture for name in media}
         if "reference_images" in made:
             made["reference_images"] = [picture]
         return made | ({"image_fit": "stretch"} if {"image", "video"} & set(media) else {})
@@ -329,7 +344,7 @@ class Planner:
         largest = next((name for name in named if name in wrote), "video" if EXTENDS in inputs else "size")
         self._check_most("input_reference" if "video" in inputs and largest == "size" else largest, **fields)
         media = ["image" if name == EXTENDS else name for name in inputs]
-        frames = inputs["video"].look.frames if "video" in inputs else 1
+        frames = min((shown.look.frames for name, shown in inputs.items() if name in VIDEOS), default=1)
         try:
             sampling = self._model.check_request(prompt, **fields | self._stand_ins(media, frames))
         except ValueError as error:
@@ -353,28 +368,14 @@ class Planner:
         return Plan(request.prompt, wrote, stored(sampling, wrote.get("loras")), request.priority or 0, inputs)
 
 
-def proportioned(shown: Reference, within: SamplingParam, multiple: int) -> tuple[int, int]:
-    """Height and width of a video of `shown` that has about the pixels of `within`: those of `VideoGenerator`."""
-    import torch
-
-    from fastvideo.entrypoints.media_inputs import fitted
-    from fastvideo.pipelines.pipeline_batch_info import MediaInputs
-
-    shape = torch.empty((shown.look.height, shown.look.width, 3), dtype=torch.uint8, device="meta")
-    return fitted(within, MediaInputs(image=shape), multiple)
-
-
-def rate_of(video: Reference, otherwise: int) -> int:
-    """The frames a second of a video, as a file of ours can have them."""
-    return otherwise if video.look.fps is None else min(240, max(1, round(video.look.fps)))
-
-
 def extended(inputs: Mapping[str, Reference]) -> dict[str, Any]:
     """What is noted of a video that is made longer: how many frames are before the new ones."""
     return {"extends_frames": inputs[EXTENDS].look.frames} if EXTENDS in inputs else {}
 
 
-def field_of(error: ValueError, wrote: dict[str, Any], inputs: Mapping[str, Reference]) -> str | None:
+def field_of(
+    error: ValueError, wrote: dict[str, Any], inputs: Mapping[str, Reference], aliases: Mapping[str, str] = OF_FIELD
+) -> str | None:
     """The field of the request that `error` is about, of those that the client gave where several could be."""
     begins = re.match(r"(\w+)[=:]", str(error))
     name = error.name if isinstance(error, RuleError) else begins[1] if begins else None
@@ -382,7 +383,7 @@ def field_of(error: ValueError, wrote: dict[str, Any], inputs: Mapping[str, Refe
         name = alias if name == of and alias in wrote else name
     if EXTENDS in inputs and name in ("height", "width", "image"):
         return "video"
-    return None if name is None else OF_FIELD.get(name, name)
+    return None if name is None else aliases.get(name, name)
 
 
 def stored(sampling: SamplingParam, loras: list[dict[str, Any]] | None = None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.serve.errors import ApiError
 from fastvideo.entrypoints.serve.settings import ServerSettings
 
@@ -165,6 +166,22 @@ def _check_pixels(width: int, height: int, name: str, settings: ServerSettings) 
 def _check_seconds(seconds: float, name: str, settings: ServerSettings) -> None:
     if seconds > settings.max_video_seconds:
         raise _bad(name, f"is longer than the {settings.max_video_seconds:g} seconds that are allowed")
+
+
+def proportioned(shown: Reference, within: SamplingParam, multiple: int) -> tuple[int, int]:
+    """Height and width of a video of `shown` that has about the pixels of `within`: those of `VideoGenerator`."""
+    import torch
+
+    from fastvideo.entrypoints.media_inputs import fitted
+    from fastvideo.pipelines.pipeline_batch_info import MediaInputs
+
+    shape = torch.empty((shown.look.height, shown.look.width, 3), dtype=torch.uint8, device="meta")
+    return fitted(within, MediaInputs(image=shape), multiple)
+
+
+def rate_of(video: Reference, otherwise: int) -> int:
+    """The frames a second of a video, as a file of ours can have them."""
+    return otherwise if video.look.fps is None else min(240, max(1, round(video.look.fps)))
 
 
 @contextmanager

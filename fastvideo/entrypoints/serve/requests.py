@@ -11,7 +11,9 @@ SAMPLING_FIELDS = (
     "guidance_rescale", "seed", "strength", "image_fit",
 )  # fmt: skip
 """Fields of a request that are sampling parameters by the same name; none of them names a file."""
-REFERENCES = ("input_reference", "last_frame", "mask", "video")
+OTHER_VIDEOS = ("pose_video", "face_video", "background_video", "mask_video")
+"""Fields that are videos, by the names that models have for them."""
+REFERENCES = ("input_reference", "last_frame", "mask", "video", *OTHER_VIDEOS)
 """Fields of a request that are images or videos."""
 
 
@@ -77,6 +79,10 @@ class VideoRequest(Settings):
     )
     input_reference: Link | None = Field(None, description="An image or a video, where the model takes one.")
     last_frame: Link | None = Field(None, description="The image that the video ends with, where the model takes one.")
+    pose_video: Link | None = Field(None, description="How somebody moves, where the model takes it.")
+    face_video: Link | None = Field(None, description="How a face moves, where the model takes it.")
+    background_video: Link | None = Field(None, description="What is around, where the model takes it.")
+    mask_video: Link | None = Field(None, description="Where somebody is in that, where the model takes it.")
     mask: Link | None = Field(None, description="White where a given video is made anew, where the model takes one.")
 
 
