@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fastvideo.configs.quantization import QUANTIZATIONS
+from fastvideo.layers.int8 import to_int8
 from fastvideo.utils import require, require_known
 
 INSTALL = "pip install 'fastvideo[quant]'"
@@ -80,7 +81,15 @@ def quantizer(method: str, option: str = "quantization") -> Quantizer:
         }[method]()
     except (AttributeError, TypeError) as error:
         raise ValueError(f"{option}={method!r}: torchao is another version ({error}); run {INSTALL}") from None
-    return lambda layer: _by_rows(layer, lambda part: ao.quantize_(part, config))
+
+    def quantize(layer: nn.Linear) -> None:
+        if method == "int8_dynamic" and layer.weight.device.type == "cpu":
+            # torchao rounds inputs and scales products in passes over memory, which take what INT8 saves
+            to_int8(layer, _rows_at_once(layer.weight))
+        else:
+            _by_rows(layer, lambda part: ao.quantize_(part, config))
+
+    return quantize
 
 
 def held_bytes(tensor: torch.Tensor) -> int:
@@ -95,9 +104,8 @@ def _by_rows(layer: nn.Linear, quantize: Callable[[nn.Linear], object]) -> None:
     """Quantize the weight of `layer` some rows at a time, whose numbers depend on no other row: `torchao` makes copies
     in up to 8 bytes a number on the way."""
     weight = layer.weight.detach()
-    rows = max(1, CHUNK // weight.shape[1] // 16) * 16
     parts: list[Any] = []
-    for part in weight.split(rows):
+    for part in weight.split(_rows_at_once(weight)):
         with torch.device("meta"):
             one = nn.Linear(part.shape[1], part.shape[0], bias=False)
         one.weight = nn.Parameter(part, requires_grad=False)
@@ -107,6 +115,10 @@ def _by_rows(layer: nn.Linear, quantize: Callable[[nn.Linear], object]) -> None:
     inner = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     whole = type(parts[0]).__tensor_unflatten__(inner, context, weight.shape, weight.stride())
     layer.weight = nn.Parameter(whole, requires_grad=False)
+
+
+def _rows_at_once(weight: torch.Tensor) -> int:
+    return max(1, CHUNK // weight.shape[1] // 16) * 16
 
 
 def _to_nf4(layer: nn.Linear) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastvideo.configs.quantization import QUANTIZATIONS
+from fastvideo.layers.int8 import ROWS, Int8Weight, rounded
 from fastvideo.layers.quantization import held_bytes, quantizer, why_not
 
 CPU = torch.device("cpu")
@@ -92,6 +93,23 @@ def test_dynamic_int8_rounds_the_rows_of_the_input_too() -> None:
     error = (layer(x) - expected).norm() / expected.norm()
     # ties, as above; rounding the weights alone is 0.004 off, and both 0.007
     assert error < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_products_on_a_cpu_are_those_of_the_rounded_numbers(dtype: torch.dtype) -> None:
+    layer = linear().to(dtype)
+    weight, weight_scale = rounded(layer.weight.float())
+    quantizer("int8_dynamic")(layer)
+    assert isinstance(layer.weight, Int8Weight)
+    assert held_bytes(layer.weight) == weight.numel() + 4 * len(weight)
+    # more rows than are multiplied at a time, one of them zero
+    x = torch.randn(3, ROWS // 2, layer.in_features, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x[0, 7] = 0
+    numbers, scale = rounded(x.flatten(0, 1))
+    exact = (numbers.double() * scale) @ (weight.double() * weight_scale).T + layer.bias.double()
+    assert (numbers[7] == 0).all()
+    assert (layer(x).flatten(0, 1).double() - exact).norm() < (1e-6 if dtype == torch.float32 else 3e-3) * exact.norm()
+    assert layer(x).dtype == dtype
 
 
 @pytest.mark.parametrize("shape", [(256, 64), (384, 512), (48, 1040)])
