@@ -21,6 +21,7 @@ from fastvideo.models.loader.repo import Repo
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.pipelines.stages.base import PipelineStage, StreamingStage, check_connected
 from fastvideo.platforms import current_platform
+from fastvideo.platforms.cpu import return_freed_memory
 
 T = TypeVar("T")
 logger = init_logger(__name__)
@@ -187,6 +188,7 @@ class ComposedPipelineBase(ABC):
             batch = stage.forward(batch, self.args)
         finally:
             stage.release()
+            return_freed_memory()  # else what one stage leaves lies beside what the next one needs
         batch.stage_times[stage.name] = time.perf_counter() - started
         logger.debug("%s: %.3f s", stage.name, batch.stage_times[stage.name])
         return batch

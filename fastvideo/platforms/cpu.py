@@ -72,18 +72,30 @@ def process_memory(field: str) -> int | None:
 
 def return_freed_memory() -> None:
     """Give memory that was freed back to the system; the C library may keep some of it for later."""
-    trim = _malloc_trim()
+    trim = _glibc("malloc_trim")
     if trim is not None:
         trim(0)
 
 
+def keep_freed_memory(at_most: int) -> None:
+    """Have the C library give each freed block of more bytes than that back to the system at once, and keep smaller
+    ones for later, from now on. By itself glibc soon keeps all of less than 32 MiB."""
+    set_option = _glibc("mallopt")
+    if set_option is not None:
+        set_option(_M_MMAP_THRESHOLD, at_most)
+        set_option(_M_TRIM_THRESHOLD, 2 * at_most)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
 @cache
-def _malloc_trim() -> Any:
-    """The C library's function, where it is glibc's; None elsewhere."""
+def _glibc(name: str) -> Any:
+    """The C library's function of that name, where it is glibc's; None elsewhere."""
     if not sys.platform.startswith("linux"):
         return None
     try:
-        return ctypes.CDLL(None).malloc_trim
+        return getattr(ctypes.CDLL(None), name)
     except AttributeError:  # another C library
         return None
 

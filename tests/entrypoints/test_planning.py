@@ -26,7 +26,7 @@ GB = 10**9
 COSTS = [
     Cost(name="text_encoding", components=("text_encoder",), held=10, flops=1, seconds=1.0),
     Cost(name="denoising", components=("transformer",), held=100, flops=1, seconds=2.0, passes=4),
-    Cost(name="decoding", components=("vae",), held=1000, flops=1, seconds=3.0),
+    Cost(name="decoding", components=("vae",), held=1000, flops=1, seconds=3.0, frames=70, at_rest=90),
 ]
 
 
@@ -37,7 +37,7 @@ def sampling(**fields: Any) -> SamplingParam:
 
 def test_work_is_that_of_the_formulas(wan_repo: Path) -> None:
     repo, config = resolve_repo(wan_repo), PipelineConfig()
-    text, denoising, decoding = costs_of(repo, config, sampling(), on_cpu=False)
+    base, (text, denoising, decoding, saving) = costs_of(repo, config, sampling(), on_cpu=False)
     size = json.loads((wan_repo / "transformer" / "config.json").read_text())
     # the formula gives all rows of text to the transformer; ours is given the prompt and one row for the others
     rows = 512 - (PROMPT_TOKENS + 1)
@@ -49,15 +49,16 @@ def test_work_is_that_of_the_formulas(wan_repo: Path) -> None:
     vae = json.loads((wan_repo / "vae" / "config.json").read_text())
     assert decoding.flops == pytest.approx(decode_flops(vae, (9, 32, 48)), rel=1e-9)
     assert text.flops > 0
-    assert (denoising.passes, denoising.seconds) == (6, None)
+    assert (denoising.passes, denoising.seconds, saving.flops, base) == (6, None, 0, None)
 
 
 def test_tiles_take_more_work_and_less_memory(wan_repo: Path) -> None:
     repo, large = resolve_repo(wan_repo), sampling(height=128, width=192)
-    plain = costs_of(repo, PipelineConfig(), large, on_cpu=False)[2]
-    tiled = costs_of(repo, PipelineConfig(vae_tiling=True, vae_tile_size=64), large, on_cpu=False)[2]
+    plain = costs_of(repo, PipelineConfig(), large, on_cpu=False)[1][2]
+    tiled = costs_of(repo, PipelineConfig(vae_tiling=True, vae_tile_size=64), large, on_cpu=False)[1][2]
     assert tiled.flops > 1.2 * plain.flops
     assert tiled.held < 0.4 * plain.held
+    assert tiled.frames > plain.frames == 4 * 3 * 9 * 128 * 192
 
 
 def test_no_weight_is_needed(wan_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,30 +73,27 @@ def test_no_weight_is_needed(wan_repo: Path, tmp_path: Path, monkeypatch: pytest
     fp32 = weights_of(repo, PipelineConfig().with_precision("fp32"))
     assert sum(weight.nbytes for weight in fp32.values()) == pytest.approx(stored, rel=0.05)
     assert weights["transformer"].nbytes < fp32["transformer"].nbytes
-    assert len(costs_of(repo, PipelineConfig(), sampling(), on_cpu=False)) == 3
+    assert len(costs_of(repo, PipelineConfig(), sampling(), on_cpu=False)[1]) == 4
 
 
 def test_where_weights_are_decides_the_peaks(wan_repo: Path) -> None:
     weights = weights_of(resolve_repo(wan_repo), PipelineConfig())
     text, dit, vae = (weights[name].nbytes for name in ("text_encoder", "transformer", "vae"))
-    video = 4 * 3 * 9 * 32 * 48
 
     def peaks(on_cpu: bool, **options: Any) -> list[tuple[int, int]]:
         args = FastVideoArgs(model="m", **options)
-        found = forecast(args, weights, COSTS, sampling(), on_cpu=on_cpu, base=0, rate=1e9)
+        found = forecast(args, weights, COSTS, on_cpu=on_cpu, base=0, rate=1e9)
         return [(stage.device - found[0].device, stage.host - found[0].host) for stage in found[1:4]]
 
-    assert peaks(True) == [(10, 10), (100, 100), (1000 + video, 1000 + video)]
-    assert peaks(False) == [(10, 0), (100, 0), (1000, video)]
+    assert peaks(True) == [(10, 10), (100, 100), (1070, 1070)]
+    assert peaks(False) == [(10, 0), (100, 0), (1000, 90)]
     whole = peaks(True, disk_offload=("transformer", "vae"))
-    assert [host for _, host in whole] == [10, 100 + dit, 1000 + vae + video]
+    assert [host for _, host in whole] == [10, 100 + dit, 1070 + vae]
     layers = peaks(True, disk_offload=True, dit_layerwise_offload=True)
     assert layers[0][1] == 10 + weights["text_encoder"].rest + 2 * weights["text_encoder"].layer
     assert layers[1][1] == 100 + weights["transformer"].rest + 2 * weights["transformer"].layer < 100 + dit
-    host = forecast(
-        FastVideoArgs(model="m", dit_cpu_offload=True), weights, COSTS, sampling(), on_cpu=False, base=0, rate=1e9
-    )
-    kept = forecast(FastVideoArgs(model="m"), weights, COSTS, sampling(), on_cpu=False, base=0, rate=1e9)
+    host = forecast(FastVideoArgs(model="m", dit_cpu_offload=True), weights, COSTS, on_cpu=False, base=0, rate=1e9)
+    kept = forecast(FastVideoArgs(model="m"), weights, COSTS, on_cpu=False, base=0, rate=1e9)
     assert host[0].host - kept[0].host == dit
     assert kept[0].device - host[0].device == dit
     assert text < dit
@@ -113,9 +111,9 @@ def test_shrunk_latents() -> None:
 @pytest.fixture
 def planned(wan_repo: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that chooses for so much memory, with costs that are known."""
-    monkeypatch.setattr(choosing, "costs_of", lambda repo, config, *_, **__: [
+    monkeypatch.setattr(choosing, "costs_of", lambda repo, config, *_, **__: (0, [
         Cost(**{**vars(cost), "held": cost.held * (10**6 if config.vae_tiling else 10**7)}) for cost in COSTS
-    ])  # fmt: skip
+    ]))  # fmt: skip
     monkeypatch.setattr(choosing, "process_memory", lambda field: 0)
 
     def run(memory: float, on_cpu: bool = True, explicit: tuple[str, ...] = (), **options: Any) -> Any:
@@ -143,7 +141,7 @@ def test_what_was_said_is_kept(planned: Any) -> None:
 
 
 def test_auto_uses_it(wan_repo: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(choosing, "costs_of", lambda *_, **__: COSTS)
+    monkeypatch.setattr(choosing, "costs_of", lambda *_, **__: (0, COSTS))
     monkeypatch.setattr(choosing, "ON_CPU", ({"disk_offload": True},))
     with VideoGenerator.from_pretrained(wan_repo, device="cpu", memory="auto") as generator:
         assert generator.args.disk_offload is True
@@ -194,9 +192,12 @@ def test_the_prediction_is_within_a_tenth_of_the_measured_peak() -> None:
 
 def test_rehearsing_leaves_this_process_as_it_was(wan_repo: Path) -> None:
     threads = torch.get_num_threads()
-    costs = costs_of(resolve_repo(wan_repo), PipelineConfig(), sampling(), on_cpu=True)
+    base, costs = costs_of(resolve_repo(wan_repo), PipelineConfig(), sampling(), on_cpu=True)
     assert torch.get_num_threads() == threads
-    assert all(cost.held > 0 and cost.seconds and cost.seconds > 0 for cost in costs)
+    assert base is not None
+    assert all(cost.held > 0 for cost in costs)
+    assert all(cost.seconds and cost.seconds > 0 for cost in costs[:-1])
+    assert costs[-1].seconds is None
 
 
 def test_what_decoding_holds_does_not_grow_with_the_frames(wan_repo: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.planning.forecast import (
-    Cost,
     StageForecast,
     Weights,
     copy_rate,
@@ -88,6 +87,7 @@ def ways(
     on_cpu: bool,
     device_memory: int,
     host_memory: int,
+    here: bool = False,
 ) -> Iterator[Way]:
     """All ways to run `repo`, the ones that change the video after those that do not, the slower after the quicker.
 
@@ -100,18 +100,20 @@ def ways(
         on_cpu: whether the device's memory is the host's.
         device_memory: bytes that there are.
         host_memory: bytes that there are.
+        here: whether the model will run in this process, whatever that holds already, and not in one of its own.
     """
     resolve(repo.entry.pipeline)
     resolve("av:open")  # what writes the video takes memory too
-    base, rate = process_memory("VmRSS") or 0, copy_rate()
+    own, rate = process_memory("VmRSS") or 0, copy_rate()
     for options, changed in _changes(args, config, explicit):
         weights: dict[str, Weights] = weights_of(repo, changed)
-        costs: list[Cost] = costs_of(repo, changed, sampling, on_cpu=on_cpu)
+        fresh, costs = costs_of(repo, changed, sampling, on_cpu=on_cpu)
+        base = own if here or fresh is None else fresh
         for homes in ON_CPU if on_cpu else ON_GPU:
             if any(name in explicit for name in homes):
                 continue
             chosen = dataclasses.replace(args, **homes)
-            stages = forecast(chosen, weights, costs, sampling, on_cpu=on_cpu, base=base, rate=rate)
+            stages = forecast(chosen, weights, costs, on_cpu=on_cpu, base=base, rate=rate)
             fits = max(s.host for s in stages) <= host_memory and (
                 on_cpu or max(s.device for s in stages) <= device_memory
             )
@@ -158,7 +160,7 @@ def fitted(
     sampling: SamplingParam = resolve(repo.entry.sampling)()
     found = ways(
         repo, args, config, sampling, explicit=explicit, on_cpu=kind == "cpu",
-        device_memory=platform.available_memory(), host_memory=there,
+        device_memory=platform.available_memory(), host_memory=there, here=True,
     )  # fmt: skip
     way, seen = choose(found)
     if way is None:

@@ -9,19 +9,23 @@ import torch
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.planning.dry import DryPipeline, Shape, bare, shrunk
-from fastvideo.entrypoints.planning.rehearse import LAYERS, line, rehearse
+from fastvideo.entrypoints.planning.rehearse import LAYERS, USUAL, line, rehearse
+from fastvideo.entrypoints.planning.trace import Trace
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.encoders.base import TextEncoder
 from fastvideo.models.loader.component_loader import tiling_of
 from fastvideo.models.loader.repo import Repo
+from fastvideo.platforms import DTYPES
 
 REHEARSED_FLOPS = 1e11
 """That a rehearsal of a stage may take."""
 SAVING = 120 << 20
-"""Bytes that the video encoder takes, beside the frames."""
-LIBRARIES = 16 << 20
-"""Bytes that come with what is imported or built when it is first used: tokenizer, sampler, kernels."""
+"""Bytes that the video encoder takes, beside the frames, where it is not rehearsed."""
+LOOKAHEAD = 64
+"""Frames of a video from which on its encoder takes no more memory."""
+LIBRARIES = 8 << 20
+"""Bytes that come with what is built when it is first used: tokenizer, sampler, progress."""
 KERNELS = 700 << 20
 """Bytes of a CUDA device that its context and libraries take."""
 
@@ -51,10 +55,14 @@ class Cost:
     name: str
     components: tuple[str, ...]
     held: int
-    """Bytes."""
+    """Bytes, while it computes."""
     flops: float
     seconds: float | None
     """None where nothing can be measured."""
+    frames: int = 0
+    """Bytes of frames in host memory while it computes."""
+    at_rest: int = 0
+    """Bytes of frames in host memory before or after it computes."""
     passes: int = 1
     """How often all weights of a model are used."""
 
@@ -87,9 +95,11 @@ def weights_of(repo: Repo, config: PipelineConfig) -> dict[str, Weights]:
     return found
 
 
-def costs_of(repo: Repo, config: PipelineConfig, sampling: SamplingParam, *, on_cpu: bool) -> list[Cost]:
-    """The stages that compute, for one video of `sampling`. On a CPU they are rehearsed; for another device, what
-    PyTorch's tensors take is counted, and no time is told.
+def costs_of(
+    repo: Repo, config: PipelineConfig, sampling: SamplingParam, *, on_cpu: bool
+) -> tuple[int | None, list[Cost]]:
+    """Bytes of a process with its libraries alone, and the stages, for one video of `sampling`. On a CPU they are
+    rehearsed; for another device, what PyTorch's tensors take is counted, and no time and no process is told of.
 
     Raises:
         ValueError: the model has stages that cannot be predicted, or the size is not one that it makes.
@@ -105,48 +115,74 @@ def costs_of(repo: Repo, config: PipelineConfig, sampling: SamplingParam, *, on_
         dry.predict(models[0], float(timesteps[0]), shape, text)
     with dry.counted() as all_frames:
         dry.decode(shape)
-    tile, share = _tile(repo, dry, config, shape)
+    tiles, share = _tiles(repo, dry, config, shape)
     flops = {
-        "text": sum(text_trace.flops.values()),
-        "denoising": passes * sum(step_trace.flops.values()),
-        "decoding": share * sum(all_frames.flops.values()),
+        "text": text_trace.total,
+        "denoising": passes * step_trace.total,
+        "decoding": share * all_frames.total,
     }
+    clip = (min(sampling.num_frames, LOOKAHEAD), sampling.height, sampling.width)
     seconds: Mapping[str, float | None]
+    base = None
     if on_cpu:
-        held, seconds = _rehearsed(repo, config, few, guided, shape, tile, flops)
+        base, held, seconds = _rehearsed(repo, config, few, guided, shape, tiles, flops, clip)
     else:
         with dry.counted() as one_tile:
-            dry.decode(tile)
-        held = {"text": text_trace.peak, "denoising": step_trace.peak, "decoding": one_tile.peak}
+            dry.decode(tiles[-1])
+        held = {"text": text_trace.peak, "denoising": step_trace.peak, "decoding": one_tile.peak, "saving": SAVING}
         seconds = dict.fromkeys(held)
     names = {
         "text": (dry.names[dry.text_stage.encoder],),
         "denoising": tuple(dict.fromkeys(dry.names[model] for model in models)),
         "decoding": (dry.names[dry.vae],),
+        "saving": (),
     }
     stages = {"text": dry.text_stage.name, "denoising": dry.denoising.name, "decoding": dry.decoding.name}
-    return [
+    frames = _frames(repo, dry, config, sampling, shape)
+    return base, [
         Cost(
-            name=stages[key], components=names[key], held=int(held[key]), flops=flops[key], seconds=seconds[key],
-            passes=passes if key == "denoising" else 1,
+            name=stages.get(key, key), components=names[key], held=int(held[key]), flops=flops.get(key, 0),
+            seconds=seconds[key], passes=passes if key == "denoising" else 1,
+            frames=frames.get(key, (0, 0))[0], at_rest=frames.get(key, (0, 0))[1],
         )
-        for key in stages
+        for key in names
     ]  # fmt: skip
 
 
-def _tile(repo: Repo, dry: DryPipeline, config: PipelineConfig, shape: Shape) -> tuple[Shape, float]:
-    """The largest tile of latents that is decoded at once, in as many frames as memory grows with; and how many times
-    the frame's area all tiles have."""
+def _frames(
+    repo: Repo, dry: DryPipeline, config: PipelineConfig, sampling: SamplingParam, shape: Shape
+) -> dict[str, tuple[int, int]]:
+    """Bytes of frames in host memory while a stage computes, and when it does not: fp32 in parts and then as one,
+    and for a file 8 bit, four times; of tiles also the mosaic, and the edges that the next tiles are blended with."""
+    video = 4 * 3 * sampling.num_frames * sampling.height * sampling.width
+    mosaic = 0.0
+    if config.vae_tiling:
+        arch = bare(repo.components[dry.names[dry.vae]], config)[1]
+        assert arch.latent_scale is not None
+        tiling = tiling_of(arch, config).over(arch.latent_scale[1])
+        tiles = tiling.tiles(*shape[2:])
+        if len(tiles) > 1:
+            area, share = shape[2] * shape[3], DTYPES[config.precision_of(dry.names[dry.vae])].itemsize / 4
+            row = sum(tile.width for tile in tiles if tile.row == 0)
+            mosaic = video * share * (1 + tiling.overlap * (row + tiling.size) / area)
+    during = int(mosaic) or video
+    return {"decoding": (during, int(mosaic) + 2 * video), "saving": (2 * video, 3 * video)}
+
+
+def _tiles(repo: Repo, dry: DryPipeline, config: PipelineConfig, shape: Shape) -> tuple[list[Shape], float]:
+    """The shapes of latents that are decoded at once, the largest last, in as many frames as memory grows with; and how
+    many times the frame's area all tiles have."""
     channels, frames, h, w = shape
-    few = min(frames, 2 * dry.vae.chunk + 1)
+    chunk = dry.vae.chunk
+    few = min(frames, 2 * chunk + frames % chunk)
     if not config.vae_tiling:
-        return (channels, few, h, w), 1.0
+        return [(channels, few, h, w)], 1.0
     arch = bare(repo.components[dry.names[dry.vae]], config)[1]
     assert arch.latent_scale is not None
     tiles = tiling_of(arch, config).over(arch.latent_scale[1]).tiles(h, w)
-    largest = max(tiles, key=lambda tile: tile.height * tile.width)
+    sides = sorted({(tile.height, tile.width) for tile in tiles}, key=math.prod)
     area = sum(tile.height * tile.width for tile in tiles)
-    return (channels, few, largest.height, largest.width), area / (h * w)
+    return [(channels, few, *side) for side in sides], area / (h * w)
 
 
 def _rehearsed(
@@ -155,49 +191,51 @@ def _rehearsed(
     few: DryPipeline,
     guided: bool,
     shape: Shape,
-    tile: Shape,
+    tiles: Sequence[Shape],
     flops: Mapping[str, float],
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Bytes held and seconds of each stage, from one run, or where it would take long from two smaller ones."""
+    clip: tuple[int, int, int],
+) -> tuple[int, dict[str, float], dict[str, float | None]]:
+    """Bytes of a process with its libraries alone; bytes held and seconds of each stage, from one run at full size, or
+    where that would take long from two smaller ones: memory is on a line over what tensors are counted to take."""
 
-    def work(latents: Shape, decoded: Shape) -> dict[str, float]:
+    def traced(latents: Shape, decoded: Sequence[Shape]) -> dict[str, Trace]:
         timesteps, models = few.picked(SamplingParam(num_inference_steps=2))
         with few.counted() as texts:
             text = few.embed(1 + guided)
         with few.counted() as step:
             few.predict(models[0], float(timesteps[0]), latents, text)
         with few.counted() as decode:
-            few.decode(decoded)
-        traces = {"text": texts, "denoising": step, "decoding": decode}
-        return {key: float(sum(trace.flops.values())) for key, trace in traces.items()}
+            for one in decoded:
+                few.decode(one)
+        return {"text": texts, "denoising": step, "decoding": decode}
 
-    whole = work(shape, tile)
-    shares = [min(1.0, REHEARSED_FLOPS / whole[key]) for key in ("denoising", "decoding")]
-    runs = [1.0] if min(shares) == 1 else [0.5, 1.0]
-    points: dict[str, list[tuple[float, float]]] = {"text": [], "denoising": [], "decoding": []}
-    seconds: dict[str, float] = {}
-    for part in runs:
-        latents = shrunk(shape, part * shares[0] if shares[0] < 1 else 1, frames=True)
-        decoded = shrunk(tile, part * shares[1] if shares[1] < 1 else 1, frames=False)
-        found = rehearse(repo.model, config, 1 + guided, latents, decoded)
-        done = work(latents, decoded)
-        done["denoising"] *= 2  # it predicts twice
-        for key, extent in (("text", 1), ("denoising", math.prod(latents[1:])), ("decoding", math.prod(decoded[2:]))):
-            points[key].append((extent, found[key].held))
-            seconds[key] = found[key].seconds * flops[key] / done[key]
-    wanted = {"text": 1, "denoising": math.prod(shape[1:]), "decoding": math.prod(tile[2:])}
-    held = {}
-    for key, pairs in points.items():
-        apart = [pairs[-1]] if len({x for x, _ in pairs}) == 1 else pairs
-        held[key] = line(apart, wanted[key])
-    return held, seconds
+    whole = traced(shape, tiles)
+    shares = [min(1.0, REHEARSED_FLOPS / whole[key].total) for key in ("denoising", "decoding")]
+    sizes = [
+        (shrunk(shape, part * shares[0] if shares[0] < 1 else 1, frames=True),
+         [shrunk(tile, part * shares[1] if shares[1] < 1 else 1, frames=False) for tile in tiles])
+        for part in ([1.0] if min(shares) == 1 else [0.5, 1.0])
+    ]  # fmt: skip
+    base, found = rehearse(repo.model, config, 1 + guided, sizes, clip)
+    traces = [traced(*size) for size in sizes]
+    held: dict[str, float] = {"saving": found["saving"].held[0] + found["saving"].kept}
+    seconds: dict[str, float | None] = {"saving": None}
+    for key, peak in whole.items():
+        stage = found[key]
+        points = [(float(trace[key].peak), float(size)) for trace, size in zip(traces, stage.held, strict=True)]
+        lean = line(points, peak.peak)
+        # the allocator keeps more as blocks get larger, up to those that it never keeps
+        growth = min(peak.largest, USUAL) / min(traces[-1][key].largest, USUAL)
+        held[key] = lean + stage.kept * growth
+        times = 2 if key == "denoising" else 1  # it predicts twice
+        seconds[key] = stage.seconds * flops[key] / (times * traces[-1][key].total)
+    return base, held, seconds
 
 
 def forecast(
     args: FastVideoArgs,
     weights: Mapping[str, Weights],
     costs: Sequence[Cost],
-    sampling: SamplingParam,
     *,
     on_cpu: bool,
     base: int,
@@ -209,35 +247,35 @@ def forecast(
         args: say where weights are kept.
         weights: of the components.
         costs: of the stages that compute.
-        sampling: of the video.
         on_cpu: whether the device's memory is the host's.
-        base: bytes of this process before anything is loaded.
+        base: bytes of the process before anything is loaded.
         rate: bytes a second at which weights come.
     """
     kept = {home: sum(w.nbytes for w in weights.values() if args.home(w.name) == home) for home in ("device", "host")}
-    video = 4 * 3 * sampling.num_frames * sampling.height * sampling.width
     device = kept["device"] if on_cpu else kept["device"] + KERNELS
     host = base + LIBRARIES + kept["host"] + (kept["device"] if on_cpu else 0)
     read = kept["device"] + kept["host"]
     stages = [StageForecast(name="loading", device=device, host=host, seconds=read / rate)]
     for cost in costs:
-        coming = max(weights[name].in_use(args) for name in cost.components)
-        held = coming + cost.held
-        frames = video if cost is costs[-1] else 0
-        moved = cost.passes * sum(
-            weights[name].nbytes for name in cost.components if args.home(name) != "device"
-        ) / len(cost.components)  # fmt: skip
-        if not args.by_layer(cost.components[0]):
-            moved /= cost.passes
-        seconds = None if cost.seconds is None else cost.seconds + moved / rate
+        held = cost.held + max((weights[name].in_use(args) for name in cost.components), default=0)
+        here = on_cpu or not cost.components  # where it computes
+        beside = max(cost.frames + (held if here else 0), cost.at_rest)
+        seconds = None if cost.seconds is None else cost.seconds + _moved(cost, weights, args) / rate
         stages.append(
             StageForecast(
-                name=cost.name, device=device + held, host=host + frames + (held if on_cpu else 0), seconds=seconds,
+                name=cost.name, device=device + (held if cost.components else 0), host=host + beside, seconds=seconds,
                 flops=cost.flops,
             )
         )  # fmt: skip
-    stages.append(StageForecast(name="saving", device=device, host=host + SAVING + int(2.25 * video), seconds=None))
     return [replace(stage, device=stage.host) for stage in stages] if on_cpu else stages
+
+
+def _moved(cost: Cost, weights: Mapping[str, Weights], args: FastVideoArgs) -> float:
+    """Bytes of weights that come to the device for a stage."""
+    away = sum(weights[name].nbytes for name in cost.components if args.home(name) != "device")
+    if not away:
+        return 0.0
+    return away / len(cost.components) * (cost.passes if args.by_layer(cost.components[0]) else 1)
 
 
 def copy_rate() -> float:

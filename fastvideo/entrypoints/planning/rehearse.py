@@ -1,94 +1,151 @@
-"""A small run of a model without its weights, in a process of its own: how its memory and time grow with the size.
+"""Small runs of a model without its weights, in a process of their own: how its memory and time grow with the size.
 
 What PyTorch's kernels take beside tensors, and what the C library's allocator keeps, no formula tells; a run does.
 Transformers and text encoders run with two layers of zeros, which hold what all layers hold one after the other.
+
+Memory is measured in two ways. With an allocator that gives all that is freed back at once, it is what tensors and
+kernels need: the same in every run, and on a line over the sizes. What the usual allocator takes beyond that is
+measured at the last size: it depends on the order of things, and grows no further once blocks are too large to keep.
 """
 
 import json
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import av  # noqa: F401 - the process that is rehearsed for has all of these
+import numpy as np
 import torch
 
+import fastvideo.entrypoints.video_generator  # noqa: F401
 from fastvideo.configs.pipelines.base import PipelineConfig
+from fastvideo.entrypoints.media import write_mp4
 from fastvideo.entrypoints.planning.dry import DryPipeline, Shape
 from fastvideo.models.loader.repo import resolve_repo
-from fastvideo.platforms.cpu import CPUPlatform, process_memory
+from fastvideo.platforms.cpu import CPUPlatform, keep_freed_memory, process_memory, return_freed_memory
 from fastvideo.utils import resolve
 
 LAYERS = 2
 """Of a transformer or text encoder."""
+LEAN, USUAL = 128 << 10, 32 << 20
+"""Bytes of the largest block that the allocator keeps when it is freed: as little as it does at first, and as much as
+it comes to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsed:
     """What a stage took."""
 
-    held: int
-    """Bytes at its peak, over those of the process before the first stage."""
+    held: tuple[int, ...]
+    """Bytes at its peak for each of the sizes, over those of the process before the first stage."""
+    kept: int
+    """Bytes that the usual allocator takes beyond that."""
     seconds: float
+    """For the last of the sizes."""
 
 
-def rehearse(model: str, config: PipelineConfig, prompts: int, latents: Shape, decoded: Shape) -> dict[str, Rehearsed]:
-    """Run the text encoder, one prediction for `latents` (two when there are two `prompts`) and the decoder for
-    `decoded`, in another process.
+def rehearse(
+    model: str,
+    config: PipelineConfig,
+    prompts: int,
+    sizes: Sequence[tuple[Shape, Sequence[Shape]]],
+    clip: tuple[int, int, int],
+) -> tuple[int, dict[str, Rehearsed]]:
+    """Run the text encoder for `prompts`, two predictions and the decoder, in another process, for each of `sizes`:
+    latents to denoise, and those to decode one after the other; and write a video of `clip`: frames, height and width.
 
     Returns:
-        By the stage: "text", "denoising", "decoding".
+        Bytes of a process that has loaded the libraries and nothing else; and what each stage took: "text",
+        "denoising", "decoding", "saving".
 
     Raises:
         RuntimeError: the process failed; says how.
     """
     asked = {
         "model": model, "config": config.to_dict(), "class": f"{type(config).__module__}:{type(config).__qualname__}",
-        "prompts": prompts, "latents": latents, "decoded": decoded, "threads": torch.get_num_threads(),
+        "prompts": prompts, "sizes": sizes, "clip": clip, "threads": torch.get_num_threads(),
     }  # fmt: skip
     command = [sys.executable, "-m", "fastvideo.entrypoints.planning.rehearse", json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
         raise RuntimeError(f"the rehearsal of {model} failed: {lines[-1]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {name: Rehearsed(**values) for name, values in found.items()}
+    bare, found = json.loads(done.stdout.splitlines()[-1])
+    return bare, {name: Rehearsed(**values) for name, values in found.items()}
 
 
 @torch.no_grad()
-def main(asked: dict[str, Any]) -> dict[str, Rehearsed]:
-    """Run in this process."""
+def main(asked: Mapping[str, Any]) -> tuple[int, dict[str, Rehearsed]]:
+    """Run in this process; see `rehearse`."""
     torch.set_num_threads(asked["threads"])
     config = resolve(asked["class"])(**{**asked["config"], "vae_tiling": False})
     config.text_encoder_precisions = tuple(config.text_encoder_precisions)
-    dry = DryPipeline(resolve_repo(asked["model"]), config, zeros=True, layers=LAYERS)
-    cpu, found, before = CPUPlatform(), dict[str, Rehearsed](), process_memory("VmRSS") or 0
+    repo = resolve_repo(asked["model"])
+    bare = process_memory("VmRSS") or 0
+    dry = DryPipeline(repo, config, zeros=True, layers=LAYERS)
+    timesteps, models = dry.picked(resolve(repo.entry.sampling)())
+    keep_freed_memory(LEAN)
+    return_freed_memory()
+    before = process_memory("VmRSS") or 0
+    text = dry.embed(asked["prompts"])
+    denoised, decoded = zip(*asked["sizes"], strict=True)
 
-    def timed(name: str, run: Callable[[], Any]) -> Any:
-        cpu.reset_peak_memory()
-        started = time.perf_counter()
-        made = run()
-        found[name] = Rehearsed(held=cpu.peak_memory() - before, seconds=time.perf_counter() - started)
-        return made
+    def predict(latents: Shape) -> None:
+        for _ in range(2):
+            dry.predict(models[0], float(timesteps[0]), latents, text)
 
-    text = timed("text", lambda: dry.embed(asked["prompts"]))
-    timesteps, models = dry.picked(resolve(resolve_repo(asked["model"]).entry.sampling)())
-    latents, decoded = tuple(asked["latents"]), tuple(asked["decoded"])
-    step = [dry.predict(models[0], float(timesteps[0]), latents, text)]
-    del step
-    timed("denoising", lambda: [dry.predict(models[0], float(timesteps[0]), latents, text) for _ in range(2)])
-    timed("decoding", lambda: dry.decode(decoded))
-    return found
+    def decode(shapes: Sequence[Shape]) -> None:
+        for latents in shapes:
+            dry.decode(tuple(latents))
+
+    stages: dict[str, list[Callable[[], Any]]] = {
+        "text": [lambda: dry.embed(asked["prompts"]) for _ in denoised],
+        "denoising": [partial(predict, tuple(latents)) for latents in denoised],
+        "decoding": [partial(decode, shapes) for shapes in decoded],
+        "saving": [partial(_save, *asked["clip"])],
+    }
+    lean: dict[str, list[tuple[int, int, float]]] = {}
+    for name, runs in stages.items():
+        runs[0]()  # what is made when it is first needed: it stays, and takes time
+        lean[name] = [_measured(run) for run in runs]
+    keep_freed_memory(USUAL)
+    found = {}
+    for name, runs in stages.items():
+        at, peak, seconds = _measured(runs[-1])
+        kept = (peak - at) - (lean[name][-1][1] - lean[name][-1][0])
+        held = tuple(peak - before for _, peak, _ in lean[name])
+        found[name] = Rehearsed(held=held, kept=max(0, kept), seconds=seconds)
+    return bare, found
+
+
+def _save(frames: int, height: int, width: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        # the frames are not touched, so that the system gives them no memory
+        write_mp4(np.zeros((frames, height, width, 3), dtype=np.uint8), Path(folder) / "clip.mp4", 16, "")
+
+
+def _measured(run: Callable[[], Any]) -> tuple[int, int, float]:
+    """Bytes of the process before `run` and at its peak, and seconds."""
+    cpu = CPUPlatform()
+    return_freed_memory()
+    cpu.reset_peak_memory()
+    at, started = process_memory("VmRSS") or 0, time.perf_counter()
+    run()
+    return at, cpu.peak_memory(), time.perf_counter() - started
 
 
 def line(points: Sequence[tuple[float, float]], x: float) -> float:
-    """The value at `x` of the line through two points, or of the only one."""
-    if len(points) == 1:
-        return points[0][1]
-    (x0, y0), (x1, y1) = points
-    return y1 + (y1 - y0) / (x1 - x0) * (x - x1)
+    """The value at `x` of the line through the first and the last of `points`, or of the only one."""
+    (x0, y0), (x1, y1) = points[0], points[-1]
+    return y1 if x0 == x1 else y1 + (y1 - y0) / (x1 - x0) * (x - x1)
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: asdict(value) for name, value in main(json.loads(sys.argv[1])).items()}))
+    libraries, stages = main(json.loads(sys.argv[1]))
+    print(json.dumps([libraries, {name: asdict(value) for name, value in stages.items()}]))

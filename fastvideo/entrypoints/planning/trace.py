@@ -29,8 +29,15 @@ class Trace(TorchDispatchMode):
         """Bytes that other operators read and write."""
         self.peak = 0
         """The most bytes that were held at once."""
+        self.largest = 0
+        """Bytes of the largest block."""
         self._live = 0
         self._known: dict[int, int] = {}
+
+    @property
+    def total(self) -> int:
+        """Operations of all kinds."""
+        return sum(self.flops.values())
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -54,6 +61,7 @@ class Trace(TorchDispatchMode):
         nbytes = storage.nbytes()
         self._known[key] = nbytes
         self._live += nbytes
+        self.largest = max(self.largest, nbytes)
         weakref.finalize(storage, self._forget, key)
         return nbytes
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from fastvideo.layers.residence import OnDevice, Residence
 from fastvideo.models.vaes.tiling import Mosaic, Tiling
+from fastvideo.platforms.cpu import return_freed_memory
 
 
 class Prepare(Protocol):
@@ -168,6 +169,7 @@ class TiledSplit:
                     mosaic.put(part, place, first)
                     first += part.shape[2]
                 yield nothing
+            return_freed_memory()  # else edges that are kept lie between what a tile leaves, and more with each
         if mosaic is None:  # another rank has the video
             yield from (nothing for _ in range(rounds))
             return
