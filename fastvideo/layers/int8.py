@@ -29,8 +29,8 @@ class Int8Weight(torch.Tensor):
     def __new__(cls, numbers: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> "Int8Weight":
         """`dtype` is that of the layer's outputs."""
         made = torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=dtype, device=numbers.device)
-        made.numbers, made.scale = numbers, scale  # type: ignore[attr-defined]
-        return made  # type: ignore[return-value]
+        made.numbers, made.scale = numbers, scale
+        return made
 
     def __tensor_flatten__(self) -> tuple[list[str], torch.dtype]:
         return ["numbers", "scale"], self.dtype
@@ -57,7 +57,7 @@ class Int8Weight(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):

@@ -101,8 +101,8 @@ def main(asked: Mapping[str, Any]) -> tuple[int, dict[str, Rehearsed]]:
             dry.predict(models[0], float(timesteps[0]), latents, text)
 
     def decode(shapes: Sequence[Shape]) -> None:
-        for latents in shapes:
-            dry.decode(tuple(latents))
+        for channels, frames, height, width in shapes:
+            dry.decode((channels, frames, height, width))
 
     stages: dict[str, list[Callable[[], Any]]] = {
         "text": [lambda: dry.embed(asked["prompts"]) for _ in denoised],
