@@ -127,8 +127,10 @@ def test_progress_moves_and_shows_previews(browser: Any, tmp_path: Path) -> None
 
             def look() -> bool:
                 nonlocal pictures
-                if page.locator(".job progress").count():
-                    seen.append(int(page.evaluate("() => document.querySelector('.job progress')?.value ?? 0")))
+                # in one look: a moment later the job may be done, and its bar gone
+                now = page.evaluate("() => document.querySelector('.job progress')?.value ?? null")
+                if now is not None:
+                    seen.append(int(now))
                     pictures += page.locator(".job img[src^='data:image/jpeg']").count()
                 return page.locator("#latest video").count() > 0
 
@@ -148,6 +150,8 @@ def test_compare_plays_both(browser: Any, tmp_path: Path) -> None:
             for side, name in (("left", "first one"), ("right", "second one")):
                 page.click(f"#compare-{side} input")
                 page.get_by_role("option", name=name).click()
+                # the list fades out, and the next one has the same names
+                page.wait_for_function("() => !document.querySelector('[role=option]')")
             page.wait_for_function("() => document.querySelectorAll('#compare video').length == 2")
             page.click("#play-both")
             page.wait_for_function(

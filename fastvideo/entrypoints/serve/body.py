@@ -141,7 +141,9 @@ def parsed(model: type[M], fields: dict[str, Any]) -> M:
 def of_validation(errors: Any) -> ApiError:
     """The first of pydantic's errors."""
     first = errors[0]
-    path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    path = [str(part) for part in first["loc"]]
+    if len(path) > 1 and path[0] in ("body", "query", "path", "header"):  # where FastAPI found it
+        del path[0]
     name = path[0] if path else None
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{'.'.join(path)}: no such field", param=name, code="unknown_parameter")
