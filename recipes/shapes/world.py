@@ -8,7 +8,7 @@ lengths are in units of the frame's shorter side and all positions are offsets f
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations, product
 
@@ -59,6 +59,9 @@ SQUARE_HALF_SIDE = 0.82
 TRIANGLE_CIRCUMRADIUS = 1.22
 STAR_OUTER, STAR_INNER = 1.15, 0.52
 REACH = 1.25  # no pixel of any shape, at any angle, is further than this many radii from its centre
+
+MOST_SCALE = 1.4
+"""Of two objects; one alone is still larger."""
 
 HELD_OUT_COUNT = 200
 HELD_OUT_SEED = 20240229
@@ -197,36 +200,54 @@ def _place_alone(rng: np.random.Generator, shape: str, colour: str, motion: str)
 
 
 def _place_pair(rng: np.random.Generator, *words: tuple[str, str, str]) -> tuple[Object, ...]:
-    """Two smaller objects side by side or one above the other, so that their ways never cross."""
+    """Two objects side by side or one above the other, so that their ways never cross; as large as that allows."""
     sizes = []
     for _, _, motion in words:
         if motion in DIRECTIONS or motion == "bouncing":
-            sizes.append((rng.uniform(0.105, 0.12), rng.uniform(0.35, 0.40)))
+            sizes.append((rng.uniform(0.105, 0.12), rng.uniform(0.30, 0.38)))
         elif motion in ("growing", "shrinking"):
             sizes.append((rng.uniform(0.12, 0.13), rng.uniform(0.12, 0.13)))
         else:
-            sizes.append((rng.uniform(0.13, 0.17), 0.0))
-    pair = [Object(*names, 0.0, 0.0, *size) for names, size in zip(words, sizes, strict=True)]
+            sizes.append((rng.uniform(0.13, 0.15), 0.0))
+    small = [Object(*names, 0.0, 0.0, *size) for names, size in zip(words, sizes, strict=True)]
+    room = [_largest_scale(small, axis) for axis in (0, 1)]
+    axis = int(rng.choice([axis for axis in (0, 1) if room[axis] == max(room)]))
+    pair = [_scaled(item, rng.uniform(0.85, 1.0) * min(room[axis], MOST_SCALE)) for item in small]
     extents = np.array([_extent(item) for item in pair])
-    axis = int(rng.choice(np.flatnonzero(extents.sum(0) <= 1.0 + 1e-9)))
     centres = np.zeros((2, 2))
     spare = max(0.0, 1.0 - extents[:, axis].sum())
     before, between = rng.uniform(0.0, 0.5) * spare, 0.5 * spare
     order = rng.permutation(2)
     centres[order[0], axis] = before + extents[order[0], axis] / 2 - 0.5
     centres[order[1], axis] = before + extents[order[0], axis] + between + extents[order[1], axis] / 2 - 0.5
-    room = np.minimum(0.2, 0.5 - extents[:, 1 - axis] / 2)
-    centres[:, 1 - axis] = rng.uniform(-room, room)
-    return tuple(
-        Object(item.shape, item.colour, item.motion, float(x), float(y), item.radius, item.travel)
-        for item, (x, y) in zip(pair, centres, strict=True)
-    )
+    beside = np.minimum(0.2, 0.5 - extents[:, 1 - axis] / 2)
+    centres[:, 1 - axis] = rng.uniform(-beside, beside)
+    return tuple(replace(item, x=float(x), y=float(y)) for item, (x, y) in zip(pair, centres, strict=True))
+
+
+def _largest_scale(pair: Sequence[Object], axis: int) -> float:
+    """How many times larger two objects can be that stand beside each other along `axis`, in the frame."""
+    extents = np.array([_extent(item) for item in pair])
+    sizes = np.array([_size(item) for item in pair])
+    ways = extents - sizes[:, None]
+    return float(min((1 - ways[:, axis].sum()) / sizes.sum(), *((1 - ways[:, 1 - axis]) / sizes)))
+
+
+def _scaled(item: Object, scale: float) -> Object:
+    """Larger, and as far on its way as before."""
+    changes = item.motion in ("growing", "shrinking")
+    return replace(item, radius=item.radius * scale, travel=item.travel * scale if changes else item.travel)
+
+
+def _size(item: Object) -> float:
+    """The side of the square that holds the object where it is, however large and at any angle."""
+    growth = item.travel if item.motion in ("growing", "shrinking") else 0.0
+    return 2 * REACH * (item.radius + growth / 2)
 
 
 def _extent(item: Object) -> tuple[float, float]:
     """Width and height of the box that the object never leaves."""
-    growth = item.travel if item.motion in ("growing", "shrinking") else 0.0
-    size = 2 * REACH * (item.radius + growth / 2)
+    size = _size(item)
     dx, dy = DIRECTIONS.get(item.motion, (0, 1 if item.motion == "bouncing" else 0))
     return size + abs(dx) * item.travel, size + abs(dy) * item.travel
 
