@@ -230,7 +230,7 @@ STAGES = (
     Stage("images", (IMAGES,), 900, 1e-3),
     Stage("clips", CLIPS, 3000, 3e-4),
     # small objects that move are what is hard
-    Stage("crops", CROPS, 12000, 2.5e-4, two_objects=0.6, random_colours=0.4, noise=0.15, cooldown=0.4),
+    Stage("crops", CROPS, 3200, 2.5e-4, two_objects=0.6, random_colours=0.4, noise=0.15, cooldown=0.7),
 )
 DECODER_STAGE = Stage(
     "decoder", CROPS, 4000, 2.5e-4, train_encoder=False, two_objects=0.6, random_colours=0.3, noise=0.2
