@@ -27,7 +27,7 @@ CHECK_SECONDS = 2.0
 STOP_SECONDS = 60.0
 """For a server to stop: its job ends at the next step, and is queued again."""
 ANSWER_SECONDS = 5.0
-PACKAGES = "Ray Serve is needed; pip install 'ray[serve]'"
+PACKAGES = "Ray Serve is needed; pip install 'fastvideo[ray]'"
 
 
 class Member:
