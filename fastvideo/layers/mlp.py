@@ -37,11 +37,12 @@ FUSED_DTYPES = (torch.float32, torch.bfloat16)
 
 def can_fuse(layer: nn.Linear, x: torch.Tensor) -> bool:
     """Whether `linear_gelu` is quicker and computes what `layer` would: a plain product on a CPU, nothing beside it."""
-    plain = type(layer) is ColumnLinear and type(layer.weight) is nn.Parameter and not layer._forward_hooks
-    wanted = x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if type(layer) is not ColumnLinear or type(layer.weight) is not nn.Parameter or layer._forward_hooks:
+        return False
     # autocast does not reach the product: it would get an input and a weight of two dtypes
     alike = x.dtype == layer.weight.dtype and not torch.is_autocast_enabled("cpu")
-    return plain and wanted and alike and x.dtype in FUSED_DTYPES and torch.backends.mkldnn.is_available()
+    wanted = x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return alike and wanted and x.dtype in FUSED_DTYPES and torch.backends.mkldnn.is_available()
 
 
 def linear_gelu(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:

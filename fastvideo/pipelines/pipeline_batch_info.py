@@ -190,8 +190,10 @@ class ForwardBatch:
     before: torch.Tensor | None = None
     """[B, 3, n, H, W] fp32 in [-1, 1] on the CPU, of a segment of a longer video: the last frames of the segment before
     it; None in the first segment, and in a video that is made at once."""
+    noise_from: torch.Generator | None = None
+    """Of a segment that goes on: the generator of the segment before; None starts one from the seed."""
     generator: torch.Generator | None = None
-    """On the CPU, from the seed, after the first noise was drawn; that of the segment before goes on in the next."""
+    """On the CPU, after the first noise was drawn."""
     latents: torch.Tensor | None = None
     """[B, C, t, h, w] fp32: noise first, the clean latents after denoising."""
     block_runs: BlockRuns | None = None
@@ -214,7 +216,7 @@ class ForwardBatch:
         return len(self.prompts) * self.sampling.num_videos_per_prompt
 
 
-REQUEST_FIELDS = ("prompts", "negative_prompts", "sampling", "control", "media")
+REQUEST_FIELDS = ("prompts", "negative_prompts", "sampling", "control", "media", "noise_from")
 """Fields of `ForwardBatch` that are there from the start."""
 
 

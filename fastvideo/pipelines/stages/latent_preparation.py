@@ -50,7 +50,7 @@ class LatentPreparationStage(PipelineStage):
         self.reads = uses
 
     def forward(self, batch: ForwardBatch, args: FastVideoArgs) -> ForwardBatch:
-        generator = batch.generator or torch.Generator("cpu").manual_seed(batch.sampling.seed)
+        generator = batch.noise_from or torch.Generator("cpu").manual_seed(batch.sampling.seed)
         channels, frames, height, width = self.latent_shape(batch.sampling)
         shape = (batch.size, channels, frames + self.more_frames(batch), height, width)
         noise = torch.randn(shape, generator=generator, dtype=torch.float32)

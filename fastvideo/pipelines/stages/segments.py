@@ -71,7 +71,7 @@ class SegmentsStage(PipelineStage):
                 sampling=dataclasses.replace(batch.sampling, num_frames=length),
                 media=batch.media.between(start, start + length),
                 before=before,
-                generator=generator,
+                noise_from=generator,
             )
             for stage in self.stages:
                 part = self._run(stage, part, args)
