@@ -89,6 +89,8 @@ CASES: list[Case] = [
     ("random", {"precision": "bf16"}, {}, SMALL),
     ("random", {"disk_offload": True}, {}, SMALL),
     ("random", {"disk_offload": True, "dit_layerwise_offload": True}, {}, SMALL),
+    ("random", {"quantization": "int8", "text_encoder_quantization": "int8"}, {}, SMALL),
+    ("random", {"quantization": "nf4", "disk_offload": ("text_encoder",)}, {}, SMALL),
 ]
 """The model ("" is the one in the package), options, pipeline config and request."""
 HELD_OUT: list[Case] = [

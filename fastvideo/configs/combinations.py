@@ -130,12 +130,10 @@ CONFLICTS: tuple[Conflict, ...] = (
     ),
     *(
         Conflict(
-            option="memory", other=name, reason="it plans with weights that are not quantized",
-            fix="leave it None, or choose no quantization",
+            option="memory", other=name, reason="it plans with the repo's own weights",
+            fix="leave it None, or the file out: it chooses a quantization where one is needed",
         )
-        for name in (
-            "quantization", "text_encoder_quantization", "transformer_path", "transformer_2_path", "text_encoder_path",
-        )
+        for name in ("transformer_path", "transformer_2_path", "text_encoder_path")
     ),
     *(
         Conflict(

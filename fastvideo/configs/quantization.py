@@ -22,6 +22,10 @@ class Quantization:
     """What both sizes of a weight must be multiples of."""
     capability: tuple[int, int] | None = None
     """The least of a CUDA device."""
+    unpacks: bool = True
+    """Whether a layer makes its weight in the precision for its product."""
+    psnr: float | None = None
+    """dB to the clip of whole weights in fp32, where it was measured: see `docs/quantization.md`."""
 
     def bytes_of(self, rows: int, columns: int) -> int:
         """Of a weight of that shape, about."""
@@ -33,16 +37,20 @@ QUANTIZATIONS: Mapping[str, Quantization] = {
     "int8": Quantization(
         description="weights in INT8, a scale a row; products in the precision",
         bits=8,
+        psnr=56.0,
         devices=("cpu", "cuda"),
     ),
     "int8_dynamic": Quantization(
         description="weights and inputs in INT8, a scale a row of either; products in INT8",
         bits=8,
+        unpacks=False,
+        psnr=51.8,
         devices=("cpu", "cuda"),
     ),
     "fp8": Quantization(
         description="weights in FP8 (e4m3), a scale a row; products in the precision",
         bits=8,
+        psnr=46.8,
         devices=("cpu", "cuda"),
         precisions=("fp32", "bf16", "fp16"),
     ),
@@ -54,13 +62,17 @@ QUANTIZATIONS: Mapping[str, Quantization] = {
         precisions=("bf16",),
         multiple=16,
         capability=(8, 9),
+        unpacks=False,
     ),
     "nf4": Quantization(
         description="weights in the 4 bits of NF4, a scale for 64; products in the precision",
         bits=4,
         group=256,  # a byte for 64 numbers, which is what fp32 for 256 takes
+        psnr=33.6,
         devices=("cpu", "cuda"),
         precisions=("fp32", "bf16", "fp16"),
     ),
 }
 """By the name that the options `quantization` and `text_encoder_quantization` take."""
+BF16_PSNR = 54.5
+"""The same of whole weights in bf16."""

@@ -142,7 +142,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
         "clip",
     ),
     "models": ("--help", "-h"),
-    "inspect": ("--help", "-h", "model"),
+    "inspect": ("--help", "--quantization", "--text-encoder-quantization", "-h", "model"),
     "plan": (
         "--cfg-size",
         "--frames",

@@ -306,6 +306,14 @@ class TestReports:
             "3",
         ]
 
+    def test_inspect_quantized(self, run: Run, wan_repo: Path) -> None:
+        rows = []
+        for flags in ((), ("--quantization", "int8")):
+            _, out, _ = run("inspect", str(wan_repo), *flags)
+            rows.append(next(line for line in out.splitlines() if line.startswith("transformer ")).split())
+        assert rows[0][:6] == rows[1][:6]
+        assert int(rows[1][6].replace(",", "")) < int(rows[0][6].replace(",", ""))
+
     def test_inspect_what_is_no_repo(self, run: Run, in_folder: Path) -> None:
         code, _, err = run("inspect", str(in_folder))
         assert code == 1

@@ -1,6 +1,8 @@
 """What a model will need, predicted without its weights; and which way to run it is chosen."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from fastvideo import PipelineConfig, SamplingParam, VideoGenerator
+from fastvideo.configs.quantization import BF16_PSNR, QUANTIZATIONS
 from fastvideo.entrypoints.bench.wan_cases import decode_flops, dit_flops
 from fastvideo.entrypoints.cli.main import main
 from fastvideo.entrypoints.planning import choose as choosing
@@ -138,6 +141,85 @@ def test_what_changes_least_is_chosen(planned: Any) -> None:
 def test_what_was_said_is_kept(planned: Any) -> None:
     assert planned(2, explicit=("pipeline_config",)) is None
     assert planned(20, explicit=("disk_offload",), disk_offload=True).words == "as it is"
+
+
+def all_ways(repo: Path, explicit: tuple[str, ...] = (), on_cpu: bool = True, **options: Any) -> list[choosing.Way]:
+    """What is looked at when nothing fits."""
+    found = ways(
+        resolve_repo(repo), FastVideoArgs(model=str(repo), **options), PipelineConfig(), sampling(),
+        explicit=explicit, on_cpu=on_cpu, device_memory=0, host_memory=0,
+    )  # fmt: skip
+    return choose(found)[1]
+
+
+def test_quantized_weights_come_last(wan_repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "costs_of", lambda *_, **__: (0, COSTS))
+    seen = all_ways(wan_repo)
+    methods = [way.options.get("quantization") for way in seen]
+    first = methods.index("int8")
+    assert set(methods[:first]) == {None}
+    assert "nf4" not in methods  # 60 x 60 weights are no multiple of 64
+    assert all(
+        "disk_offload" not in way.options or way.options["disk_offload"] == ("text_encoder",) for way in seen[first:]
+    )
+    assert all(not way.options.get("text_encoder_quantization") or "disk_offload" not in way.options for way in seen)
+    assert {way.quality for way in seen[:4]} == {"the same video"}
+    assert "int8: 56 dB" in seen[first].quality
+    assert seen[first].host < min(
+        way.host for way in seen[:first] if not way.config.vae_tiling and "disk_offload" not in way.options
+    )
+    offloaded = all_ways(wan_repo, on_cpu=False)
+    assert not any(way.options.get("quantization") and way.options.get("dit_cpu_offload") for way in offloaded)
+
+
+def test_quantization_that_is_asked_for_or_refused_is_not_chosen(
+    wan_repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "costs_of", lambda *_, **__: (0, COSTS))
+    explicit = ("quantization", "text_encoder_quantization")
+    assert not any(name in way.options for way in all_ways(wan_repo, explicit) for name in explicit)
+    given = all_ways(wan_repo, explicit, quantization="int8", disk_offload=False)
+    assert given[0].host < all_ways(wan_repo)[0].host
+    assert not any("quantization" in way.options for way in all_ways(wan_repo, lora_path="a.safetensors"))
+    with pytest.raises(ValueError, match="quantization='fp8_dynamic': does not run on cpu"):
+        all_ways(wan_repo, explicit, quantization="fp8_dynamic")
+
+
+def test_a_gpu_unpacks_a_weight_at_a_time(wan_repo: Path) -> None:
+    repo = resolve_repo(wan_repo)
+    whole, packed = (weights_of(repo, PipelineConfig(), by)["transformer"] for by in ({}, {"transformer": "int8"}))
+    assert packed.nbytes < 0.7 * whole.nbytes
+    assert (whole.unpacked, packed.unpacked) == (0, 2 * 3 * 60 * 60)  # of query, key and value together, in bf16
+    costs = COSTS[1:2]
+    args = FastVideoArgs(model="m")
+    found = [forecast(args, {"transformer": one}, costs, on_cpu=False, base=0, rate=1e9) for one in (whole, packed)]
+    held = [stages[1].device - stages[0].device for stages in found]
+    assert held == [100, 100 + packed.unpacked]
+
+
+def test_auto_may_quantize(wan_repo: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(choosing, "costs_of", lambda *_, **__: (0, COSTS))
+    monkeypatch.setattr(choosing, "ON_CPU", ({},))
+    whole = choosing._whole
+    monkeypatch.setattr(choosing, "_whole", lambda *given: list(whole(*given))[:1])
+    real = choosing.forecast
+    monkeypatch.setattr(choosing, "forecast", lambda args, *rest, **more: [
+        dataclasses.replace(stage, host=10**6 if args.text_encoder_quantization else 10**15)
+        for stage in real(args, *rest, **more)
+    ])  # fmt: skip
+    with VideoGenerator.from_pretrained(wan_repo, device="cpu", memory="auto") as generator:
+        assert (generator.args.quantization, generator.args.text_encoder_quantization) == ("int8", "int8")
+        generator.generate_video("kite", save_video=False, **{"height": 32, "width": 48, "num_frames": 5,
+                                                              "num_inference_steps": 1})  # fmt: skip
+
+
+def test_what_quantization_costs_is_what_was_measured() -> None:
+    page = (ROOT / "docs" / "quantization.md").read_text()
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    measured = {row[0]: float(row[3]) for row in rows if len(row) == 7 and re.fullmatch(r"[\d.]+", row[3])}
+    assert measured["whole, bf16"] == BF16_PSNR
+    for name, method in QUANTIZATIONS.items():
+        assert measured.get(name) == method.psnr
 
 
 def test_auto_uses_it(wan_repo: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

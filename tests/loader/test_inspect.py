@@ -38,6 +38,21 @@ def test_a_diffusers_repo(wan_repo: Path) -> None:
     assert report.parameters == sum(component.parameters for component in report.components)
 
 
+def test_bytes_in_memory(wan_repo: Path) -> None:
+    def loaded(**options: str) -> dict[str, int]:
+        return {component.name: component.loaded for component in inspect_repo(wan_repo, **options).components}
+
+    plain, packed = loaded(), loaded(quantization="int8")
+    assert plain["vae"] == packed["vae"] > 0
+    assert plain["text_encoder"] == packed["text_encoder"] > loaded(text_encoder_quantization="int8")["text_encoder"]
+    assert 0.3 * plain["transformer"] < packed["transformer"] < 0.7 * plain["transformer"]
+    assert plain["scheduler"] == 0
+    with pytest.raises(ValueError, match=r"quantization=.nf4.: layer .* is 180x60, which is no multiple of 64 weights"):
+        inspect_repo(wan_repo, quantization="nf4")
+    with pytest.raises(ValueError, match="quantization='q8': must be one of int8"):
+        inspect_repo(wan_repo, quantization="q8")
+
+
 def test_where_each_weight_goes(official_repo: Path) -> None:
     components = {component.name: component for component in inspect_repo(official_repo).components}
     weights = {weight.name: weight for weight in components["transformer"].weights}

@@ -13,6 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from fastvideo import __version__
 from fastvideo.configs.pipelines.base import PipelineConfig
+from fastvideo.configs.quantization import QUANTIZATIONS
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.bench.cases import CASES
 from fastvideo.entrypoints.cli.serve_flags import keys_flags, router_flags, serve_flags
@@ -164,7 +165,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="fastvideo", version=__version__, description="Text to video.")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     builders: dict[str, Callable[[Parser], None]] = {
-        "generate": generate_flags, "replay": replay_flags, "inspect": model_flags, "verify": model_flags,
+        "generate": generate_flags, "replay": replay_flags, "inspect": inspect_flags, "verify": model_flags,
         "plan": plan_flags, "tune": tune_flags, "bench": bench_flags, "keys": keys_flags, "router": router_flags,
         "serve": lambda sub: serve_flags(sub, CONFIGS["serve"]()),
     }  # fmt: skip
@@ -242,6 +243,14 @@ def replay_flags(parser: Parser) -> None:
 def model_flags(parser: Parser) -> None:
     """The flags of the commands about one model."""
     parser.add_argument("model", type=str, help="a Hub id, a local folder, or a shipped model")
+
+
+def inspect_flags(parser: Parser) -> None:
+    """The flags of `fastvideo inspect`."""
+    model_flags(parser)
+    for name, what in (("--quantization", "the transformer"), ("--text-encoder-quantization", "the text encoder")):
+        parser.add_argument(name, type=str | None, metavar="NAME",
+                            help=f"count {what} with weights quantized so: {', '.join(QUANTIZATIONS)}")  # fmt: skip
 
 
 def plan_flags(parser: Parser) -> None:

@@ -92,12 +92,13 @@ def one_device(options: Namespace) -> int:
     where = f"{ram / GB:.1f} GB of {'memory' if on_cpu else 'host memory'}"
     where = where if on_cpu else f"{options.gpu_memory:g} GB on the GPU and {where}"
     print(f"{repo.model}, {sampling.width}x{sampling.height}, {sampling.num_frames} frames, with {where}\n")
-    rows = [("way to run it", *(() if on_cpu else ("GPU, GB",)), "host, GB", "seconds", "")]
+    rows = [("way to run it", *(() if on_cpu else ("GPU, GB",)), "host, GB", "seconds", "quality", "")]
     for way in seen:
         verdict = "chosen" if way is chosen else "does not fit"
         device = () if on_cpu else (f"{way.device / GB:.2f}",)
-        rows.append((way.words, *device, f"{way.host / GB:.2f}", seconds_text(way.seconds), verdict))
+        rows.append((way.words, *device, f"{way.host / GB:.2f}", seconds_text(way.seconds), way.quality, verdict))
     print(table(rows))
+    print("\ndB: PSNR to the video of whole weights in fp32, measured with shapes-t2v; see docs/quantization.md")
     if chosen is None:
         print("\nnothing fits: use a smaller size, fewer frames, or a smaller model")
         return 1

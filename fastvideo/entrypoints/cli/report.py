@@ -31,17 +31,22 @@ def inspect(options: Namespace) -> int:
     """Show how a repo maps to components and where each weight goes; no weight is read."""
     from fastvideo.models.loader.inspect import inspect_repo
 
-    repo = inspect_repo(options.model)
+    repo = inspect_repo(
+        options.model,
+        quantization=options.quantization,
+        text_encoder_quantization=options.text_encoder_quantization,
+    )
     print(f"{repo.model}: {repo.pipeline_class}, registered as {repo.entry}")
     print(f"{repo.parameters:,} parameters, {repo.nbytes:,} bytes of weights\n")
-    rows = [("component", "class", "is loaded by", "config", "parameters", "bytes", "dtype", "weight files")]
+    rows = [("component", "class", "is loaded by", "config", "parameters", "bytes", "in memory", "dtype",
+             "weight files")]  # fmt: skip
     for component in repo.components:
         there = f"{component.library}.{component.class_name}"
         ours = component.model.replace(":", ".").removeprefix("fastvideo.models.") if component.model else "the library"
         files = component.weight_files
         rows.append((
             component.name, there, ours, component.config_file or "-", f"{component.parameters:,}",
-            f"{component.nbytes:,}", ", ".join(component.dtypes) or "-",
+            f"{component.nbytes:,}", f"{component.loaded:,}", ", ".join(component.dtypes) or "-",
             "-" if not files else files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more",
         ))  # fmt: skip
     print(table(rows))

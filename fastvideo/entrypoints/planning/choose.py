@@ -5,18 +5,25 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from fastvideo.configs.pipelines.base import PipelineConfig
+from fastvideo.configs.quantization import BF16_PSNR, QUANTIZATIONS
 from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.entrypoints.planning.dry import bare
 from fastvideo.entrypoints.planning.forecast import (
     StageForecast,
     Weights,
     copy_rate,
     costs_of,
     forecast,
+    quantized_by,
     weights_of,
 )
 from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.layers.quantization import check_layer, quantizer, why_not
 from fastvideo.logger import init_logger
+from fastvideo.models.loader.quantize import quantized_layers
 from fastvideo.models.loader.repo import Repo
 from fastvideo.platforms import current_platform
 from fastvideo.platforms.cpu import CPUPlatform, process_memory
@@ -40,6 +47,9 @@ ON_GPU: tuple[dict[str, Any], ...] = (
     {"disk_offload": True},
     {"disk_offload": True, "dit_layerwise_offload": True},
 )  # fmt: skip
+QUANTIZED = ("quantization", "text_encoder_quantization")
+METHODS = ("int8", "nf4")
+"""Ways to quantize, from little to much that changes; others take as much memory as one of these and change more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +61,19 @@ class Way:
     config: PipelineConfig
     stages: list[StageForecast]
     fits: bool
+
+    @property
+    def quality(self) -> str:
+        """What the options change in the video: PSNR to that of whole weights in fp32, as measured with the model in
+        the package."""
+        method = self.options.get("quantization", self.options.get("text_encoder_quantization"))
+        costs = ["seams of tiles, not measured"] if self.config.vae_tiling else []
+        if "precision" in self.options:
+            costs.append(f"bf16: {BF16_PSNR:g} dB")
+        if method is not None:
+            psnr = QUANTIZATIONS[method].psnr
+            costs.append(f"{method}: " + ("not measured" if psnr is None else f"{psnr:g} dB"))
+        return ", ".join(costs) or "the same video"
 
     @property
     def words(self) -> str:
@@ -102,17 +125,28 @@ def ways(
         host_memory: bytes that there are.
         here: whether the model will run in this process, whatever that holds already, and not in one of its own.
     """
+    device = "cpu" if on_cpu else "cuda"
+    check(repo, config, args, device)
     resolve(repo.entry.pipeline)
     resolve("av:open")  # what writes the video takes memory too
     own, rate = process_memory("VmRSS") or 0, copy_rate()
-    for options, changed in _changes(args, config, explicit):
-        weights: dict[str, Weights] = weights_of(repo, changed)
-        fresh, costs = costs_of(repo, changed, sampling, on_cpu=on_cpu)
+    for options, changed in _changes(repo, args, config, explicit, device):
+        asked = dataclasses.replace(args, **options)
+        quantized = quantized_by(repo, asked)
+        weights: dict[str, Weights] = weights_of(repo, changed, quantized)
+        homes_of = [
+            homes for homes in (ON_CPU if on_cpu else ON_GPU)
+            if not any(name in explicit for name in homes)
+            and _goes(dataclasses.replace(asked, **homes), quantized, device)
+        ]  # fmt: skip
+        if not homes_of:
+            continue
+        fresh, costs = costs_of(repo, changed, sampling, on_cpu=on_cpu, quantized=quantized)
+        if here and quantized:
+            own = process_memory("VmRSS") or 0  # with the library that quantizes
         base = own if here or fresh is None else fresh
-        for homes in ON_CPU if on_cpu else ON_GPU:
-            if any(name in explicit for name in homes):
-                continue
-            chosen = dataclasses.replace(args, **homes)
+        for homes in homes_of:
+            chosen = dataclasses.replace(asked, **homes)
             stages = forecast(chosen, weights, costs, on_cpu=on_cpu, base=base, rate=rate)
             fits = max(s.host for s in stages) <= host_memory and (
                 on_cpu or max(s.device for s in stages) <= device_memory
@@ -120,10 +154,58 @@ def ways(
             yield Way(options={**options, **homes}, config=changed, stages=stages, fits=fits)
 
 
+def _goes(args: FastVideoArgs, quantized: Collection[str], device: str) -> bool:
+    """Whether all options go together, on a device of that type."""
+    try:
+        args.check_combinations(device)
+    except ValueError:
+        return False
+    return all(args.home(name) == "device" for name in quantized)
+
+
 def _changes(
+    repo: Repo, args: FastVideoArgs, config: PipelineConfig, explicit: Collection[str], device: str
+) -> Iterator[tuple[dict[str, Any], PipelineConfig]]:
+    """What changes the video: nothing, tiles, bf16, and both; and then quantized weights, in as many bits as there can
+    be, of the transformer, and of the text encoder too, in the smallest precision."""
+    whole = list(_whole(args, config, explicit))
+    yield from whole
+    smallest = [one for one in whole if one[0] == whole[-1][0]]
+    free = [name for name in QUANTIZED if name not in explicit and getattr(args, name) is None]
+    kinds = dict.fromkeys((tuple(free[:1]), tuple(free))) if free else ()
+    for method in METHODS:
+        for kind in kinds:
+            given = {**whole[-1][0], **dict.fromkeys(kind, method)}
+            try:
+                check(repo, whole[-1][1], dataclasses.replace(args, **given), device)
+            except ValueError as error:
+                logger.info("not to be chosen: %s", error)
+                continue
+            yield from ((given, changed) for _, changed in smallest)
+
+
+def check(repo: Repo, config: PipelineConfig, args: FastVideoArgs, device: str) -> None:
+    """Check that the weights of `repo` can be quantized as `args` ask, on a device of that type.
+
+    Raises:
+        ValueError: the device, the precision or a layer's size forbids it, or `torchao` is not installed.
+    """
+    args.check_combinations(device, repo.entry.streams)
+    for name, method in quantized_by(repo, args).items():
+        option = args.quantization_option(name)
+        # a device that is planned for need not be here
+        there = current_platform(args.device).device if current_platform(args.device).device_type == device else None
+        reason = why_not(method, there or torch.device(device), config.precision_of(name))
+        require(reason is None, option, method, reason or "")
+        model, arch = bare(repo.components[name], config)
+        for weight, layer in quantized_layers(model, arch).items():
+            check_layer(method, option, weight, layer)
+        quantizer(method, option)
+
+
+def _whole(
     args: FastVideoArgs, config: PipelineConfig, explicit: Collection[str]
 ) -> Iterator[tuple[dict[str, Any], PipelineConfig]]:
-    """What changes the video: nothing, tiles, bf16, and both."""
     may_change = "pipeline_config" not in explicit
     for precision in ("", "bf16") if may_change and "precision" not in explicit else ("",):
         base = config.with_precision(precision) if precision else config
@@ -168,5 +250,5 @@ def fitted(
         require(False, "memory", args.memory, f"nothing fits: {least.words} needs {least.device / 1e9:.1f} GB",
                 "close other programs, or use a smaller model")  # fmt: skip
         raise AssertionError
-    logger.info("memory: %s, %.1f GB at the peak", way.words, way.device / 1e9)
+    logger.info("memory: %s, %.1f GB at the peak; %s", way.words, way.device / 1e9, way.quality)
     return dataclasses.replace(args, **way.options), way.config

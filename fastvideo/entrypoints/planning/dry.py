@@ -1,7 +1,7 @@
 """A pipeline without its weights: on the meta device, where nothing is computed, or with zeros, to be rehearsed."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.encoders.base import TextEmbeddings, TextEncoder
 from fastvideo.models.loader.component_loader import arch_of
+from fastvideo.models.loader.quantize import quantize_weights, quantized_layers
 from fastvideo.models.loader.repo import ComponentSource, Repo
 from fastvideo.models.loader.skeleton import skeleton
 from fastvideo.models.loader.weights import give_dtypes
@@ -66,8 +67,17 @@ def bare(source: ComponentSource, config: PipelineConfig) -> tuple[nn.Module, Ar
 class DryPipeline:
     """The stages of a model's pipeline that compute, each to be run by itself."""
 
-    def __init__(self, repo: Repo, config: PipelineConfig, *, zeros: bool = False, layers: int | None = None) -> None:
-        """With `zeros` the models have weights, all zero; with `layers` transformers and text encoders no more layers.
+    def __init__(
+        self,
+        repo: Repo,
+        config: PipelineConfig,
+        *,
+        zeros: bool = False,
+        layers: int | None = None,
+        quantized: Mapping[str, str] | None = None,
+    ) -> None:
+        """With `zeros` the models have weights, all zero, those of the components in `quantized` by the method there;
+        with `layers` transformers and text encoders no more layers.
 
         Raises:
             ValueError: the model has stages that cannot be run so.
@@ -78,7 +88,7 @@ class DryPipeline:
         components: dict[str, Any] = {}
         for source in repo.components.values():
             if source.has_weights:
-                model, _ = bare(source, config)
+                model, arch = bare(source, config)
                 if isinstance(model, TextEncoder):
                     model.text_len = config.text_len
                     model.tokenizer = _Tokens(min(PROMPT_TOKENS, config.text_len - 1))
@@ -86,6 +96,10 @@ class DryPipeline:
                     model.blocks = model.blocks[:layers]
                 if zeros:
                     _fill(model)
+                    if quantized and source.name in quantized:
+                        finish = quantize_weights(model, arch, quantized[source.name])
+                        for name in quantized_layers(model, arch):
+                            finish(name)
                 components[source.name] = model
             elif source.name.startswith("scheduler"):
                 components[source.name] = build_scheduler(source.class_name, source.config, config.flow_shift)

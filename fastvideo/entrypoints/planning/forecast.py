@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fastvideo.configs.pipelines.base import PipelineConfig
+from fastvideo.configs.quantization import QUANTIZATIONS
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.planning.dry import DryPipeline, Shape, bare, shrunk
 from fastvideo.entrypoints.planning.rehearse import LAYERS, USUAL, line, rehearse
@@ -15,6 +16,7 @@ from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.encoders.base import TextEncoder
 from fastvideo.models.loader.component_loader import tiling_of
+from fastvideo.models.loader.quantize import quantized_layers
 from fastvideo.models.loader.repo import Repo
 from fastvideo.platforms import DTYPES
 
@@ -26,6 +28,8 @@ LOOKAHEAD = 64
 """Frames of a video from which on its encoder takes no more memory."""
 LIBRARIES = 8 << 20
 """Bytes that come with what is built when it is first used: tokenizer, sampler, progress."""
+NONE: Mapping[str, str] = {}
+"""No component is quantized."""
 KERNELS = 700 << 20
 """Bytes of a CUDA device that its context and libraries take."""
 
@@ -40,6 +44,8 @@ class Weights:
     """Of its largest layer; 0 where there are none."""
     rest: int
     """Of what belongs to no layer."""
+    unpacked: int = 0
+    """Of the largest weight that is quantized, when its layer runs."""
 
     def in_use(self, args: FastVideoArgs) -> int:
         """What of them comes to the device for a stage, beside what is always there."""
@@ -80,26 +86,41 @@ class StageForecast:
     flops: float = 0
 
 
-def weights_of(repo: Repo, config: PipelineConfig) -> dict[str, Weights]:
-    """The weights of `repo`, from its configs alone."""
+def weights_of(repo: Repo, config: PipelineConfig, quantized: Mapping[str, str] = NONE) -> dict[str, Weights]:
+    """The weights of `repo`, from its configs alone; those of the components in `quantized` by the method there."""
     found = {}
     for source in repo.components.values():
         if source.has_weights:
-            model, _ = bare(source, config)
-            total = sum(x.nbytes for x in model.state_dict().values())
+            model, arch = bare(source, config)
+            sizes = {id(x): x.nbytes for x in model.state_dict(keep_vars=True).values()}
+            largest = 0
+            if source.name in quantized:
+                method = QUANTIZATIONS[quantized[source.name]]
+                for layer in quantized_layers(model, arch).values():
+                    largest = max(largest, layer.weight.nbytes if method.unpacks else 0)
+                    sizes[id(layer.weight)] = method.bytes_of(*layer.weight.shape)
+            total = sum(sizes.values())
             blocks = model.blocks if isinstance(model, BaseDiT | TextEncoder) else ()
-            layers = [sum(x.nbytes for x in block.state_dict().values()) for block in blocks]
+            layers = [sum(sizes[id(x)] for x in block.state_dict(keep_vars=True).values()) for block in blocks]
             found[source.name] = Weights(
-                name=source.name, nbytes=total, layer=max(layers, default=0), rest=total - sum(layers)
-            )
+                name=source.name, nbytes=total, layer=max(layers, default=0), rest=total - sum(layers),
+                unpacked=largest,
+            )  # fmt: skip
     return found
 
 
+def quantized_by(repo: Repo, args: FastVideoArgs) -> dict[str, str]:
+    """The components of `repo` whose weights `args` quantize, and how."""
+    names = (source.name for source in repo.components.values() if source.has_weights)
+    return {name: method for name in names if (method := args.quantization_of(name)) is not None}
+
+
 def costs_of(
-    repo: Repo, config: PipelineConfig, sampling: SamplingParam, *, on_cpu: bool
+    repo: Repo, config: PipelineConfig, sampling: SamplingParam, *, on_cpu: bool, quantized: Mapping[str, str] = NONE
 ) -> tuple[int | None, list[Cost]]:
     """Bytes of a process with its libraries alone, and the stages, for one video of `sampling`. On a CPU they are
-    rehearsed; for another device, what PyTorch's tensors take is counted, and no time and no process is told of.
+    rehearsed, with the weights of the components in `quantized` by the method there; for another device, what PyTorch's
+    tensors take is counted, and no time and no process is told of.
 
     Raises:
         ValueError: the model has stages that cannot be predicted, or the size is not one that it makes.
@@ -125,7 +146,7 @@ def costs_of(
     seconds: Mapping[str, float | None]
     base = None
     if on_cpu:
-        base, held, seconds = _rehearsed(repo, config, few, guided, shape, tiles, flops, clip)
+        base, held, seconds = _rehearsed(repo, config, few, guided, shape, tiles, flops, clip, quantized)
     else:
         with dry.counted() as one_tile:
             dry.decode(tiles[-1])
@@ -194,6 +215,7 @@ def _rehearsed(
     tiles: Sequence[Shape],
     flops: Mapping[str, float],
     clip: tuple[int, int, int],
+    quantized: Mapping[str, str],
 ) -> tuple[int, dict[str, float], dict[str, float | None]]:
     """Bytes of a process with its libraries alone; bytes held and seconds of each stage, from one run at full size, or
     where that would take long from two smaller ones: memory is on a line over what tensors are counted to take."""
@@ -216,7 +238,7 @@ def _rehearsed(
          [shrunk(tile, part * shares[1] if shares[1] < 1 else 1, frames=False) for tile in tiles])
         for part in ([1.0] if min(shares) == 1 else [0.5, 1.0])
     ]  # fmt: skip
-    base, found = rehearse(repo.model, config, 1 + guided, sizes, clip)
+    base, found = rehearse(repo.model, config, 1 + guided, sizes, clip, quantized)
     traces = [traced(*size) for size in sizes]
     held: dict[str, float] = {"saving": found["saving"].held[0] + found["saving"].kept}
     seconds: dict[str, float | None] = {"saving": None}
@@ -258,6 +280,8 @@ def forecast(
     stages = [StageForecast(name="loading", device=device, host=host, seconds=read / rate)]
     for cost in costs:
         held = cost.held + max((weights[name].in_use(args) for name in cost.components), default=0)
+        if not on_cpu:  # there it was rehearsed
+            held += max((weights[name].unpacked for name in cost.components), default=0)
         here = on_cpu or not cost.components  # where it computes
         beside = max(cost.frames + (held if here else 0), cost.at_rest)
         seconds = None if cost.seconds is None else cost.seconds + _moved(cost, weights, args) / rate

@@ -27,6 +27,7 @@ import fastvideo.entrypoints.video_generator  # noqa: F401
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.entrypoints.media import write_mp4
 from fastvideo.entrypoints.planning.dry import DryPipeline, Shape
+from fastvideo.layers.quantization import quantizer
 from fastvideo.models.loader.repo import resolve_repo
 from fastvideo.platforms.cpu import CPUPlatform, keep_freed_memory, process_memory, return_freed_memory
 from fastvideo.utils import resolve
@@ -56,9 +57,11 @@ def rehearse(
     prompts: int,
     sizes: Sequence[tuple[Shape, Sequence[Shape]]],
     clip: tuple[int, int, int],
+    quantized: Mapping[str, str],
 ) -> tuple[int, dict[str, Rehearsed]]:
     """Run the text encoder for `prompts`, two predictions and the decoder, in another process, for each of `sizes`:
     latents to denoise, and those to decode one after the other; and write a video of `clip`: frames, height and width.
+    `quantized` names components, and how their weights are.
 
     Returns:
         Bytes of a process that has loaded the libraries and nothing else; and what each stage took: "text",
@@ -70,6 +73,7 @@ def rehearse(
     asked = {
         "model": model, "config": config.to_dict(), "class": f"{type(config).__module__}:{type(config).__qualname__}",
         "prompts": prompts, "sizes": sizes, "clip": clip, "threads": torch.get_num_threads(),
+        "quantized": dict(quantized),
     }  # fmt: skip
     command = [sys.executable, "-m", "fastvideo.entrypoints.planning.rehearse", json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -87,8 +91,10 @@ def main(asked: Mapping[str, Any]) -> tuple[int, dict[str, Rehearsed]]:
     config = resolve(asked["class"])(**{**asked["config"], "vae_tiling": False})
     config.text_encoder_precisions = tuple(config.text_encoder_precisions)
     repo = resolve_repo(asked["model"])
+    for method in asked["quantized"].values():
+        quantizer(method)  # its library takes memory
     bare = process_memory("VmRSS") or 0
-    dry = DryPipeline(repo, config, zeros=True, layers=LAYERS)
+    dry = DryPipeline(repo, config, zeros=True, layers=LAYERS, quantized=asked["quantized"])
     timesteps, models = dry.picked(resolve(repo.entry.sampling)())
     keep_freed_memory(LEAN)
     return_freed_memory()

@@ -4,9 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.registry import find_component
+from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.layers.quantization import check_layer
 from fastvideo.models.loader.component_loader import blueprint
+from fastvideo.models.loader.quantize import quantized_layers
 from fastvideo.models.loader.repo import ComponentSource, resolve_repo
+from fastvideo.platforms import DTYPES
+from fastvideo.utils import resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,8 @@ class ComponentReport:
     parameters: int = 0
     nbytes: int = 0
     """Of all tensors in the files."""
+    loaded: int = 0
+    """Bytes of the weights in memory, in the model's own precision or quantized."""
     dtypes: Mapping[str, int]
     """Tensors by dtype."""
     weight_files: tuple[str, ...] = ()
@@ -69,23 +77,35 @@ class RepoReport:
         return sum(component.nbytes for component in self.components)
 
 
-def inspect_repo(model: str | Path, revision: str | None = None) -> RepoReport:
-    """How the repo of `model` maps to components. No weight is read; of a Hub repo none is fetched either.
+def inspect_repo(
+    model: str | Path,
+    revision: str | None = None,
+    *,
+    quantization: str | None = None,
+    text_encoder_quantization: str | None = None,
+) -> RepoReport:
+    """How the repo of `model` maps to components, and what they take in memory, quantized as the options of these names
+    say. No weight is read; of a Hub repo none is fetched either.
 
     Raises:
-        ValueError: what loading the repo would raise: a broken index, an unknown class, weights that do not fit.
+        ValueError: what loading the repo would raise: a broken index, an unknown class, weights that do not fit, or of
+            a size that cannot be quantized so.
     """
+    args = FastVideoArgs.from_kwargs(
+        model, quantization=quantization, text_encoder_quantization=text_encoder_quantization
+    )
     repo = resolve_repo(model, revision)
+    config: PipelineConfig = resolve(repo.entry.pipeline_config)()
     return RepoReport(
         model=repo.model,
         entry=repo.entry.name,
         pipeline_class=repo.entry.pipeline_class,
         revision=repo.revision,
-        components=tuple(_component(source) for source in repo.components.values()),
+        components=tuple(_component(source, args, config) for source in repo.components.values()),
     )
 
 
-def _component(source: ComponentSource) -> ComponentReport:
+def _component(source: ComponentSource, args: FastVideoArgs, config: PipelineConfig) -> ComponentReport:
     if not source.has_weights:
         return ComponentReport(
             name=source.name,
@@ -95,6 +115,10 @@ def _component(source: ComponentSource) -> ComponentReport:
             dtypes={},
         )
     plan = blueprint(source)
+    method = args.quantization_of(source.name)
+    if method is not None:
+        for weight, layer in quantized_layers(plan.model, plan.arch).items():
+            check_layer(method, args.quantization_option(source.name), weight, layer)
     weights = []
     dtypes: dict[str, int] = {}
     header = source.header()
@@ -122,6 +146,7 @@ def _component(source: ComponentSource) -> ComponentReport:
         model=find_component(source.class_name).model,
         parameters=plan.parameters,
         nbytes=sum(info.nbytes for info in header.values()),
+        loaded=plan.nbytes_in(DTYPES[config.precision_of(source.name)], args),
         dtypes=dtypes,
         weight_files=source.weight_names(),
         weights=tuple(weights),
