@@ -10,7 +10,7 @@ from typing import Any
 from fastvideo import envs
 from fastvideo.configs.attention import AttentionOptions, MoBAConfig, Sizes, read_mask_strategy, require_window
 from fastvideo.configs.base import Assignable, require_bool, require_number, require_whole
-from fastvideo.configs.combinations import HOST_OFFLOAD, check_combinations
+from fastvideo.configs.combinations import HOST_OFFLOAD, check_combinations, keeps_weights
 from fastvideo.configs.pipelines.base import PRECISIONS, PipelineConfig
 from fastvideo.configs.quantization import QUANTIZATIONS
 from fastvideo.utils import require, require_known
@@ -160,6 +160,11 @@ class FastVideoArgs(Assignable):
         """
         config = {} if self.pipeline_config is None else self.pipeline_config.to_dict()
         check_combinations({**self.to_dict(), **config, "device_type": device_type, "streams": streams})
+        kwargs = self.torch_compile_kwargs or {}
+        fixed = keeps_weights(kwargs)
+        comes = any(self.home(name) != "device" for name in ("transformer", "transformer_2"))
+        require(not (fixed and comes), "torch_compile_kwargs", kwargs, f"{fixed} keeps to the weights it saw first, "
+                "and offloading brings new copies", "leave it out")  # fmt: skip
 
     def resolved_pipeline_config(self, default: PipelineConfig | None = None) -> PipelineConfig:
         """The pipeline config to use, checked: the one given, or `default`, or the model's own; then `precision`."""

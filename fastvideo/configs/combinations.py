@@ -82,14 +82,6 @@ CONFLICTS: tuple[Conflict, ...] = (
     ),
     *(
         Conflict(
-            option=name, other="enable_torch_compile",
-            reason="compiled code holds on to the weights that it was compiled with",
-            fix="leave one of them False",
-        )
-        for name in ("dit_layerwise_offload", "disk_offload", "dit_cpu_offload")
-    ),
-    *(
-        Conflict(
             option=name, other="use_fsdp_inference", reason="quantized weights cannot be sharded",
             fix="use tp_size in its place, or leave it None",
         )
@@ -165,3 +157,13 @@ def check_combinations(options: Mapping[str, Any]) -> None:
     """
     for conflict in CONFLICTS:
         conflict.check(options)
+
+
+def keeps_weights(compile_options: Mapping[str, Any]) -> str:
+    """What in `compile_options`, keywords of `torch.compile`, ties compiled code to weights at their addresses, or to
+    their values: CUDA graphs, and freezing; "" for nothing."""
+    for name, ties in (("mode", ("reduce-overhead", "max-autotune")), ("backend", ("cudagraphs",))):
+        if compile_options.get(name) in ties:
+            return f"{name}={compile_options[name]!r}"
+    inner = compile_options.get("options") or {}
+    return next((name for name in ("triton.cudagraphs", "freezing") if inner.get(name)), "")

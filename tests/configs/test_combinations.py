@@ -50,9 +50,31 @@ def test_what_is_on() -> None:
 
 
 def test_the_engine_asks_the_table() -> None:
-    with pytest.raises(ValueError, match="dit_layerwise_offload=True: does not go with enable_torch_compile=True"):
-        FastVideoArgs.from_kwargs("m", dit_layerwise_offload=True, enable_torch_compile=True)
+    with pytest.raises(ValueError, match="dit_layerwise_offload=True: does not go with num_gpus=2"):
+        FastVideoArgs.from_kwargs("m", dit_layerwise_offload=True, num_gpus=2)
     args = FastVideoArgs.from_kwargs("m", dit_layerwise_offload=True)
     args.check_combinations("cuda")
     with pytest.raises(ValueError, match="does not go with device_type='mps'"):
         args.check_combinations("mps")
+
+
+@pytest.mark.parametrize(
+    "ties",
+    [
+        {"mode": "reduce-overhead"},
+        {"mode": "max-autotune"},
+        {"backend": "cudagraphs"},
+        {"options": {"triton.cudagraphs": True}},
+        {"options": {"freezing": True}},
+    ],
+    ids=str,
+)
+def test_compiled_code_that_keeps_to_its_weights(ties: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"enable_torch_compile": True, "torch_compile_kwargs": ties}
+    for away in ({"dit_layerwise_offload": True}, {"dit_cpu_offload": True}, {"disk_offload": ("transformer_2",)}):
+        with pytest.raises(ValueError, match="keeps to the weights it saw first, and offloading brings new copies"):
+            FastVideoArgs.from_kwargs("m", **options, **away)
+    FastVideoArgs.from_kwargs("m", **options, text_encoder_cpu_offload=True)
+    for free in ({"mode": "max-autotune-no-cudagraphs"}, {"options": {"freezing": False}}):
+        options["torch_compile_kwargs"] = free
+        FastVideoArgs.from_kwargs("m", **options, dit_layerwise_offload=True)

@@ -1,12 +1,52 @@
 """Compiled blocks: one graph each, and none again for another step or a longer prompt."""
 
+import gc
+import weakref
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from fastvideo.distributed.offload import Home, Weights
+from fastvideo.models.loader.component_loader import blueprint
+from fastvideo.models.loader.offload import DiskHome, host_home, offload
+from fastvideo.models.loader.repo import resolve_repo
 from tests.models.reference import error, ours
+
+CPU = torch.device("cpu")
+
+
+class Counted:
+    """A home that knows how many of its copies have memory."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.storages: list[weakref.ref[torch.UntypedStorage]] = []
+
+    def read(self, names: Collection[str], device: torch.device) -> Weights:
+        made = self.home.read(names, device)
+        self.storages += [weakref.ref(x.untyped_storage()) for x in made.values()]
+        return made
+
+    def count(self) -> int:
+        """Copies that have memory."""
+        gc.collect()
+        return sum(storage() is not None for storage in self.storages)
+
+
+def offloaded(repo: Path, kind: str, by_layer: bool) -> tuple[Any, Counted]:
+    """The transformer of `repo`, its weights at a home of `kind`."""
+    model = ours(repo, "transformer")
+    if kind == "disk":
+        source = resolve_repo(repo).components["transformer"]
+        home = Counted(DiskHome(model.to("meta"), source.weight_files, blueprint(source).mapping))
+    else:
+        home = Counted(host_home(model))
+    offload(model, home, CPU, by_layer=by_layer)
+    return model, home
 
 
 def inputs(length: int, time: float) -> dict[str, torch.Tensor]:
@@ -31,6 +71,59 @@ def test_one_graph_serves_every_step_and_prompt(wan_repo: Path) -> None:
         # the rotation is in real numbers there: the same up to rounding
         assert error(model(**one, text_padding=7), plain(**one, text_padding=7)) < 1e-6
     assert counter.frame_count == 1, "the blocks are alike, so one graph does for all of them"
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    ("kind", "by_layer"),
+    [
+        ("disk", True),
+        pytest.param("host", True, marks=pytest.mark.slow),
+        pytest.param("disk", False, marks=pytest.mark.slow),
+        pytest.param("host", False, marks=pytest.mark.slow),
+    ],
+)
+@torch.no_grad()
+def test_weights_that_come_and_go(wan_repo: Path, kind: str, by_layer: bool) -> None:
+    """The same bits, one graph still, and it holds on to no weight."""
+    torch.compiler.reset()
+    there = ours(wan_repo, "transformer")
+    there.compile_blocks(backend="eager")
+    requests = [inputs(length, time) for length, time in ((5, 999.0), (5, 500.5), (9, 10.0), (9, 3.0))]
+    expected = [there(**one, text_padding=7) for one in requests]
+    torch.compiler.reset()
+    model, home = offloaded(wan_repo, kind, by_layer)
+    counter = CompileCounter()
+    model.compile_blocks(backend=counter, fullgraph=True)
+    layer = len(model.blocks[0].state_dict())
+    rest = len(model.state_dict()) - layer * len(model.blocks)
+    for part in (slice(0, 3), slice(3, 4)):
+        model.residence.enter()
+        for one, video in zip(requests[part], expected[part], strict=True):
+            assert torch.equal(model(**one, text_padding=7), video)
+            # what has run is gone, but for layers on their way to the next pass
+            assert home.count() <= (rest + layer if by_layer else len(model.state_dict()))
+        model.residence.leave()
+        assert home.count() == 0
+    assert counter.frame_count == 1, "weights of another address do with the same graph"
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_layer", [False, True])
+@torch.no_grad()
+def test_weights_that_come_and_go_under_compiled_code(wan_repo: Path, by_layer: bool) -> None:
+    torch.compiler.reset()
+    there = ours(wan_repo, "transformer")
+    there.compile_blocks()
+    model, home = offloaded(wan_repo, "disk", by_layer)
+    model.compile_blocks()
+    for length in (5, 9, 2):
+        one = inputs(length, 500.0)
+        model.residence.enter()
+        assert torch.equal(model(**one, text_padding=7), there(**one, text_padding=7))
+        model.residence.leave()
+        assert home.count() == 0
     torch.compiler.reset()
 
 

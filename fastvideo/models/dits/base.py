@@ -88,7 +88,8 @@ class BaseDiT(nn.Module, ABC, Generic[Context]):
     def compile_blocks(self, **options: Any) -> None:
         """Compile each block when it is first run; `options` are keywords of `torch.compile`."""
         for block in self.blocks:
-            block.compile(**options)
+            # not block.compile(): that has hooks compiled too, and those that bring weights cannot be
+            block.forward = torch.compile(block.forward, **options)
         self.compiled = True
 
     @abstractmethod
