@@ -160,6 +160,9 @@ class FastVideoArgs(Assignable):
         """
         config = {} if self.pipeline_config is None else self.pipeline_config.to_dict()
         check_combinations({**self.to_dict(), **config, "device_type": device_type, "streams": streams})
+        sharded = self.use_fsdp_inference and self.dit_cpu_offload
+        require(not (self.enable_torch_compile and sharded), "enable_torch_compile", True,
+                "has not been shown to go with shards in host memory", "leave it or dit_cpu_offload False")  # fmt: skip
         kwargs = self.torch_compile_kwargs or {}
         fixed = keeps_weights(kwargs)
         comes = any(self.home(name) != "device" for name in ("transformer", "transformer_2"))

@@ -100,6 +100,10 @@ def test_several_devices() -> None:
         ({"num_gpus": 4, "cfg_size": 4}, "cfg_size=4: must be 1 or 2: guidance has two predictions"),
         ({"num_gpus": 2, "dist_timeout": 0}, "dist_timeout=0: must be more than 0 seconds"),
         ({"num_gpus": 2, "dit_cpu_offload": True}, "dit_cpu_offload=True: does not go with num_gpus=2: several dev"),
+        (
+            {"num_gpus": 2, "use_fsdp_inference": True, "dit_cpu_offload": True, "enable_torch_compile": True},
+            "enable_torch_compile=True: has not been shown to go with shards in host memory; leave it or dit_cpu",
+        ),
     ],
 )  # fmt: skip
 def test_what_several_devices_cannot_do(options: dict[str, Any], message: str) -> None:
