@@ -209,6 +209,44 @@ def test_step_caches(pair: Pair, cache: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({"disk_offload": True}, 0.0),
+        ({"disk_offload": True, "dit_layerwise_offload": True}, 0.0),
+        # the rotation is in real numbers there: the same up to rounding
+        ({"enable_torch_compile": True, "torch_compile_kwargs": {"backend": "eager"}}, 1e-5),
+        (
+            {
+                "enable_torch_compile": True,
+                "torch_compile_kwargs": {"backend": "eager", "fullgraph": True},
+                "disk_offload": True,
+                "dit_layerwise_offload": True,
+            },
+            1e-5,
+        ),
+    ],
+    ids=["disk", "layers", "compiled", "compiled-layers"],
+)
+def test_offloaded_and_compiled(pair: Pair, animate_repo: Path, options: dict[str, Any], most: float) -> None:
+    torch.compiler.reset()
+    pipeline, fields = load(animate_repo, **options), small(num_frames=9, segment_frame_length=5)
+    exact = ours(pair[0], [CAT], ["blurry"], animated(), **fields)
+    assert difference(ours(pipeline, [CAT], ["blurry"], animated(), **fields), exact) <= most
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+def test_quantized(pair: Pair, animate_repo: Path) -> None:
+    pytest.importorskip("torchao", reason="needs the extra quant")
+    pipeline, fields = load(animate_repo, quantization="int8"), small(num_frames=5, segment_frame_length=5)
+    exact = ours(pair[0], [CAT], ["blurry"], animated(5), **fields)
+    assert (
+        0 < difference(ours(pipeline, [CAT], ["blurry"], animated(5), **fields), exact) < 0.011
+    )  # twice what is measured
+
+
+@pytest.mark.slow
 def test_lora(animate_repo: Path, tmp_path: Path) -> None:
     """With the layers that look at the face, in the authors' spelling, where key and value are one matrix."""
     draws, state = torch.Generator().manual_seed(3), loras.comfy(loras.make_pairs(1, layers=4), alpha=None)

@@ -32,10 +32,10 @@ def film(width: int, height: int, frames: int, seed: int = 0) -> list[Image.Imag
     return [Image.blend(first, last, number / max(1, frames - 1)) for number in range(frames)]
 
 
-def load(repo: Path, precision: str = "fp32") -> ComposedPipelineBase:
-    """Our pipeline on the CPU, as the registry has it."""
+def load(repo: Path, precision: str = "fp32", **options: Any) -> ComposedPipelineBase:
+    """Our pipeline on the CPU, as the registry has it; `options` are those of the engine."""
     resolved = resolve_repo(repo)
-    args = FastVideoArgs(model=str(repo), precision=precision, device="cpu")
+    args = FastVideoArgs(model=str(repo), precision=precision, device="cpu", **options)
     pipeline_class: type[ComposedPipelineBase] = resolve(resolved.entry.pipeline)
     config = resolve(resolved.entry.pipeline_config)()
     config.flow_shift = None
