@@ -23,7 +23,9 @@ MB = 1e6
 
 def measure(model: str, options: dict[str, Any], config: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     """Make a video in this process; bytes of the process at its peak in each stage, and seconds."""
-    from fastvideo import PipelineConfig, VideoGenerator
+    from PIL import Image
+
+    from fastvideo import PipelineConfig, SamplingParam, VideoGenerator
     from fastvideo.pipelines.stages import PipelineStage
     from fastvideo.platforms.cpu import CPUPlatform
 
@@ -36,6 +38,9 @@ def measure(model: str, options: dict[str, Any], config: dict[str, Any], request
             watch(stage, cpu, peaks)
         assert issubclass(type(stage), PipelineStage)
         with tempfile.TemporaryDirectory() as folder:
+            if "image" in SamplingParam.from_pretrained(model).needs:
+                size = (request["width"], request["height"])
+                request = {**request, "image": Image.new("RGB", size, "grey"), "image_fit": "stretch"}
             result = generator.generate_video("a red circle moving left", output_path=f"{folder}/clip.mp4", **request)
         peaks["saving"] = cpu.peak_memory()
     return {"peaks": peaks, "seconds": result.stage_times, "peak": max(peaks.values())}
@@ -91,6 +96,8 @@ CASES: list[Case] = [
     ("random", {"disk_offload": True, "dit_layerwise_offload": True}, {}, SMALL),
     ("random", {"quantization": "int8", "text_encoder_quantization": "int8"}, {}, SMALL),
     ("random", {"quantization": "nf4", "disk_offload": ("text_encoder",)}, {}, SMALL),
+    ("images", {}, {}, SMALL),
+    ("images", {}, {}, {"num_inference_steps": 1, "height": 256, "width": 320, "num_frames": 17}),
 ]
 """The model ("" is the one in the package), options, pipeline config and request."""
 HELD_OUT: list[Case] = [
@@ -137,11 +144,13 @@ def child(what: str, case: tuple[Any, ...]) -> dict[str, Any]:
     return found
 
 
-def random_repo(folder: Path) -> str:
-    """A repo of some hundred MB."""
-    from tests.tiny_repos import make_wan_repo
+def random_repo(folder: Path, images: bool = False) -> str:
+    """A repo of some hundred MB; with `images`, of image to video."""
+    from tests.tiny_repos import make_i2v_repo, make_wan_repo
 
     sizes = {"num_attention_heads": 8, "attention_head_dim": 128, "num_layers": 8, "ffn_dim": 4096}
+    if images:
+        return str(make_i2v_repo(folder, transformer={**sizes, "added_kv_proj_dim": 1024}))
     return str(make_wan_repo(folder, transformer=sizes, vae={"base_dim": 32}, text_encoder={"num_heads": 4}))
 
 
@@ -160,9 +169,11 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         cases = CASES[:1] if options.quick else HELD_OUT if options.held_out else CASES
-        model = "" if options.quick else random_repo(Path(folder) / "repo")
+        made: dict[str, str] = {"": "shapes-t2v"}
         for name, *rest in cases:
-            case = (model if name else "shapes-t2v", *rest)
+            if name not in made:
+                made[name] = random_repo(Path(folder) / name, images=name == "images")
+            case = (made[name], *rest)
             found = {**child("measure", case), **child("predict", case)}
             rows.append({"case": f"{name or 'shapes-t2v'} {rest}", **found})
             error = found["predicted"] / found["peak"] - 1

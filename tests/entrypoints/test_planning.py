@@ -18,11 +18,12 @@ from fastvideo.entrypoints.cli.main import main
 from fastvideo.entrypoints.planning import choose as choosing
 from fastvideo.entrypoints.planning.choose import choose, fitted, ways
 from fastvideo.entrypoints.planning.dry import PROMPT_TOKENS, DryPipeline, shrunk
-from fastvideo.entrypoints.planning.forecast import Cost, costs_of, forecast, weights_of
-from fastvideo.entrypoints.planning.rehearse import line
+from fastvideo.entrypoints.planning.forecast import Cost, _smaller, costs_of, forecast, weights_of
+from fastvideo.entrypoints.planning.rehearse import Size, line
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.models.loader.files import LocalFiles
 from fastvideo.models.loader.repo import resolve_repo
+from fastvideo.utils import resolve
 
 ROOT = Path(__file__).parents[2]
 GB = 10**9
@@ -235,9 +236,62 @@ def test_auto_uses_it(wan_repo: Path, monkeypatch: pytest.MonkeyPatch, caplog: p
         fitted(resolve_repo(wan_repo), args, PipelineConfig(), ())
 
 
-def test_images_cannot_be_planned_yet(i2v_repo: Path) -> None:
-    with pytest.raises(ValueError, match="its stage 'image_encoding' cannot be predicted yet"):
-        DryPipeline(resolve_repo(i2v_repo), PipelineConfig())
+@pytest.mark.parametrize(
+    ("name", "media"),
+    [
+        ("i2v_repo", ("image",)),
+        ("flf2v_repo", ("image", "last_image")),
+        ("ti2v_repo", ("image",)),
+        ("wan22_i2v_repo", ("image", "last_image")),
+        ("vace_repo", ("video", "mask", "reference_images")),
+    ],
+)
+def test_what_a_model_is_shown_is_planned_for(
+    name: str, media: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
+    repo = resolve_repo(request.getfixturevalue(name))
+    config = resolve(repo.entry.pipeline_config)()
+    dry = DryPipeline(repo, config)
+    assert dry.media == media
+    costs = {cost.name: cost for cost in costs_of(repo, config, sampling(height=64, width=96), on_cpu=False)[1]}
+    encoding = costs["media_encoding"]
+    assert encoding.components == ("vae",)
+    assert encoding.flops > 0 < encoding.held
+    assert ("image_encoding" in costs) == ("image_encoder" in repo.components)
+    if "image_encoding" in costs:
+        assert costs["image_encoding"].components == ("image_encoder",)
+        assert costs["image_encoding"].flops > 0
+    tokens = dry.latents_of(sampling())[1]
+    assert tokens == 3 + ("reference_images" in media)
+
+
+def test_what_is_shown_is_rehearsed_in_the_sizes_of_the_latents(i2v_repo: Path) -> None:
+    repo = resolve_repo(i2v_repo)
+    dry = DryPipeline(repo, PipelineConfig(), layers=2)
+    whole = Size(denoised=(16, 3, 32, 48), shown=((1, 5, 32), (1, 20, 3, 32, 48)), decoded=((16, 3, 32, 48),),
+                 clip=(9, 256, 384))  # fmt: skip
+    shares = {"media": 0.1, "denoising": 0.1, "decoding": 1.0}
+    small = _smaller(whole, dry, sampling(height=256, width=384), shares, 1.0)
+    assert small.denoised == (16, 1, 16, 28)
+    assert small.shown == ((1, 5, 32), (1, 20, 1, 16, 28))
+    assert small.decoded == whole.decoded
+    assert small.clip == (9, 96, 128)
+    assert _smaller(whole, dry, sampling(), dict.fromkeys(shares, 1.0), 0.5) == whole
+
+
+@pytest.mark.slow
+def test_images_are_rehearsed(i2v_repo: Path) -> None:
+    repo = resolve_repo(i2v_repo)
+    found = costs_of(repo, resolve(repo.entry.pipeline_config)(), sampling(), on_cpu=True)[1]
+    assert [cost.name for cost in found] == [
+        "text_encoding", "image_encoding", "media_encoding", "denoising", "decoding", "saving",
+    ]  # fmt: skip
+    assert all(cost.held > 0 for cost in found)
+
+
+def test_some_models_cannot_be_planned_yet(animate_repo: Path) -> None:
+    with pytest.raises(ValueError, match=r"its stage '.*' cannot be predicted yet"):
+        DryPipeline(resolve_repo(animate_repo), PipelineConfig())
 
 
 @pytest.mark.parametrize(

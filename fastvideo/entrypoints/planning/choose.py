@@ -23,8 +23,10 @@ from fastvideo.entrypoints.planning.forecast import (
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.layers.quantization import check_layer, quantizer, why_not
 from fastvideo.logger import init_logger
+from fastvideo.models.loader.component_loader import tiling_of
 from fastvideo.models.loader.quantize import quantized_layers
 from fastvideo.models.loader.repo import Repo
+from fastvideo.models.vaes.base import BaseVAE
 from fastvideo.platforms import current_platform
 from fastvideo.platforms.cpu import CPUPlatform, process_memory
 from fastvideo.utils import require, resolve
@@ -168,7 +170,7 @@ def _changes(
 ) -> Iterator[tuple[dict[str, Any], PipelineConfig]]:
     """What changes the video: nothing, tiles, bf16, and both; and then quantized weights, in as many bits as there can
     be, of the transformer, and of the text encoder too, in the smallest precision."""
-    whole = list(_whole(args, config, explicit))
+    whole = list(_whole(repo, args, config, explicit))
     yield from whole
     smallest = [one for one in whole if one[0] == whole[-1][0]]
     free = [name for name in QUANTIZED if name not in explicit and getattr(args, name) is None]
@@ -203,8 +205,20 @@ def check(repo: Repo, config: PipelineConfig, args: FastVideoArgs, device: str) 
         quantizer(method, option)
 
 
+def _cuts(repo: Repo, config: PipelineConfig) -> bool:
+    """Whether the VAE of `repo` works in tiles."""
+    for source in repo.components.values():
+        model, arch = bare(source, config) if source.has_weights else (None, None)
+        if isinstance(model, BaseVAE) and arch is not None:
+            try:
+                model.cut(tiling_of(arch, config))
+            except ValueError:
+                return False
+    return True
+
+
 def _whole(
-    args: FastVideoArgs, config: PipelineConfig, explicit: Collection[str]
+    repo: Repo, args: FastVideoArgs, config: PipelineConfig, explicit: Collection[str]
 ) -> Iterator[tuple[dict[str, Any], PipelineConfig]]:
     may_change = "pipeline_config" not in explicit
     for precision in ("", "bf16") if may_change and "precision" not in explicit else ("",):
@@ -213,7 +227,7 @@ def _whole(
             continue
         options = {"precision": precision} if precision else {}
         yield options, base
-        if may_change and not config.vae_tiling:
+        if may_change and not config.vae_tiling and _cuts(repo, config):
             yield options, dataclasses.replace(base, vae_tiling=True)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.quantization import QUANTIZATIONS
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.planning.dry import DryPipeline, Shape, bare, shrunk
-from fastvideo.entrypoints.planning.rehearse import LAYERS, USUAL, line, rehearse
+from fastvideo.entrypoints.planning.rehearse import LAYERS, USUAL, Size, line, rehearse
 from fastvideo.entrypoints.planning.trace import Trace
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.models.dits.base import BaseDiT
@@ -126,48 +127,77 @@ def costs_of(
         ValueError: the model has stages that cannot be predicted, or the size is not one that it makes.
     """
     dry, few = DryPipeline(repo, config), DryPipeline(repo, config, layers=LAYERS)
-    guided = sampling.guidance_scale > 1
-    shape: Shape = dry.latent_shape(sampling)
+    shape: Shape = dry.preparation.latent_shape(sampling)
     timesteps, models = dry.picked(sampling)
-    passes = len(timesteps) * (1 + guided)
-    with dry.counted() as text_trace:
-        text = dry.embed(1 + guided)
-    with dry.counted() as step_trace:
-        dry.predict(models[0], float(timesteps[0]), shape, text)
-    with dry.counted() as all_frames:
-        dry.decode(shape)
+    passes = len(timesteps) * (1 + (sampling.guidance_scale > 1))
+    size = Size(
+        denoised=dry.latents_of(sampling), shown=dry.shown(sampling), decoded=(shape,),
+        clip=(sampling.num_frames, sampling.height, sampling.width),
+    )  # fmt: skip
+    traces = _traces(dry, sampling, size)
     tiles, share = _tiles(repo, dry, config, shape)
-    flops = {
-        "text": text_trace.total,
-        "denoising": passes * step_trace.total,
-        "decoding": share * all_frames.total,
-    }
-    clip = (min(sampling.num_frames, LOOKAHEAD), sampling.height, sampling.width)
+    flops = {key: float(trace.total) for key, trace in traces.items()}
+    flops |= {"denoising": passes * flops["denoising"], "decoding": share * flops["decoding"]}
     seconds: Mapping[str, float | None]
     base = None
     if on_cpu:
-        base, held, seconds = _rehearsed(repo, config, few, guided, shape, tiles, flops, clip, quantized)
+        base, held, seconds = _rehearsed(
+            repo, config, few, sampling, replace(size, decoded=tuple(tiles)), flops, quantized
+        )
     else:
         with dry.counted() as one_tile:
             dry.decode(tiles[-1])
-        held = {"text": text_trace.peak, "denoising": step_trace.peak, "decoding": one_tile.peak, "saving": SAVING}
+        held = {**{key: trace.peak for key, trace in traces.items()}, "decoding": one_tile.peak, "saving": SAVING}
         seconds = dict.fromkeys(held)
-    names = {
-        "text": (dry.names[dry.text_stage.encoder],),
-        "denoising": tuple(dict.fromkeys(dry.names[model] for model in models)),
-        "decoding": (dry.names[dry.vae],),
-        "saving": (),
-    }
-    stages = {"text": dry.text_stage.name, "denoising": dry.denoising.name, "decoding": dry.decoding.name}
+    stages, names = _named(dry, models)
     frames = _frames(repo, dry, config, sampling, shape)
     return base, [
         Cost(
-            name=stages.get(key, key), components=names[key], held=int(held[key]), flops=flops.get(key, 0),
+            name=stages.get(key, key), components=names.get(key, ()), held=int(held[key]), flops=flops.get(key, 0),
             seconds=seconds[key], passes=passes if key == "denoising" else 1,
             frames=frames.get(key, (0, 0))[0], at_rest=frames.get(key, (0, 0))[1],
         )
-        for key in names
+        for key in (*traces, "saving")
     ]  # fmt: skip
+
+
+def _named(dry: DryPipeline, models: Sequence[Any]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """The names of the stages, and of the components that each uses."""
+    vae = dry.names[dry.vae]
+    stages = {"text": dry.text_stage.name, "denoising": dry.denoising.name, "decoding": dry.decoding.name}
+    names = {
+        "text": (dry.names[dry.text_stage.encoder],),
+        "denoising": tuple(dict.fromkeys(dry.names[model] for model in models)),
+        "decoding": (vae,),
+        "media": (vae,),
+    }
+    if dry.image_stage is not None:
+        stages["image"], names["image"] = dry.image_stage.name, (dry.names[dry.image_stage.encoder],)
+    if dry.media_stage is not None:
+        stages["media"] = dry.media_stage.name
+    return stages, names
+
+
+def _traces(dry: DryPipeline, sampling: SamplingParam, size: Size) -> dict[str, Trace]:
+    """What each stage would compute, one prediction of those of denoising."""
+    timesteps, models = dry.picked(replace(sampling, num_inference_steps=2))
+    frames, height, width = size.clip
+    encoded = replace(sampling, num_frames=frames, height=height, width=width)
+    found: dict[str, Trace] = {}
+    with dry.counted() as found["text"]:
+        text = dry.embed(1 + (sampling.guidance_scale > 1))
+    if dry.image_stage is not None:
+        with dry.counted() as found["image"]:
+            dry.see(sampling)
+    if dry.media:
+        with dry.counted() as found["media"]:
+            dry.condition(encoded)
+    with dry.counted() as found["denoising"]:
+        dry.predict(models[0], float(timesteps[0]), size.denoised, text, size.shown)
+    with dry.counted() as found["decoding"]:
+        for one in size.decoded:
+            dry.decode(one)
+    return found
 
 
 def _frames(
@@ -206,40 +236,46 @@ def _tiles(repo: Repo, dry: DryPipeline, config: PipelineConfig, shape: Shape) -
     return [(channels, few, *side) for side in sides], area / (h * w)
 
 
+def _smaller(size: Size, dry: DryPipeline, sampling: SamplingParam, shares: Mapping[str, float], part: float) -> Size:
+    """`size` with the work of each stage cut down to `part` of its share, where it has one of less than 1."""
+
+    def of(key: str) -> float:
+        return part * shares[key] if shares[key] < 1 else 1
+
+    denoised, clip = shrunk(size.denoised, of("denoising"), frames=True), size.clip
+    if shares.get("media", 1) < 1:
+        whole: Shape = dry.preparation.latent_shape(sampling)
+        few = min(whole[1], 1 + 2 * dry.vae.chunk)  # memory grows no more beyond these, but by the clip
+        share = min(1.0, shares["media"] * whole[1] / few)
+        small = dry.sampling_of(sampling, shrunk((whole[0], few, *whole[2:]), part * share, frames=False))
+        clip = small.num_frames, small.height, small.width
+    seen, latents = size.shown
+    if latents is not None:
+        frames = denoised[1] if latents[2] == size.denoised[1] else latents[2]
+        latents = (*latents[:2], frames, *denoised[2:])
+    decoded = tuple(shrunk(tile, of("decoding"), frames=False) for tile in size.decoded)
+    return Size(denoised=denoised, shown=(seen, latents), decoded=decoded, clip=clip)
+
+
 def _rehearsed(
     repo: Repo,
     config: PipelineConfig,
     few: DryPipeline,
-    guided: bool,
-    shape: Shape,
-    tiles: Sequence[Shape],
+    sampling: SamplingParam,
+    size: Size,
     flops: Mapping[str, float],
-    clip: tuple[int, int, int],
     quantized: Mapping[str, str],
 ) -> tuple[int, dict[str, float], dict[str, float | None]]:
     """Bytes of a process with its libraries alone; bytes held and seconds of each stage, from one run at full size, or
     where that would take long from two smaller ones: memory is on a line over what tensors are counted to take."""
-
-    def traced(latents: Shape, decoded: Sequence[Shape]) -> dict[str, Trace]:
-        timesteps, models = few.picked(SamplingParam(num_inference_steps=2))
-        with few.counted() as texts:
-            text = few.embed(1 + guided)
-        with few.counted() as step:
-            few.predict(models[0], float(timesteps[0]), latents, text)
-        with few.counted() as decode:
-            for one in decoded:
-                few.decode(one)
-        return {"text": texts, "denoising": step, "decoding": decode}
-
-    whole = traced(shape, tiles)
-    shares = [min(1.0, REHEARSED_FLOPS / whole[key].total) for key in ("denoising", "decoding")]
-    sizes = [
-        (shrunk(shape, part * shares[0] if shares[0] < 1 else 1, frames=True),
-         [shrunk(tile, part * shares[1] if shares[1] < 1 else 1, frames=False) for tile in tiles])
-        for part in ([1.0] if min(shares) == 1 else [0.5, 1.0])
-    ]  # fmt: skip
-    base, found = rehearse(repo.model, config, 1 + guided, sizes, clip, quantized)
-    traces = [traced(*size) for size in sizes]
+    whole = _traces(few, sampling, size)
+    sized = [key for key in ("media", "denoising", "decoding") if key in whole]
+    shares: dict[str, float] = {key: min(1.0, REHEARSED_FLOPS / whole[key].total) for key in sized}
+    parts = [1.0] if min(shares.values()) == 1 else [0.5, 1.0]
+    sizes = [_smaller(size, few, sampling, shares, part) for part in parts]
+    file = (min(sampling.num_frames, LOOKAHEAD), sampling.height, sampling.width)
+    base, found = rehearse(repo.model, config, sampling, sizes, file, quantized)
+    traces = [_traces(few, sampling, one) for one in sizes]
     held: dict[str, float] = {"saving": found["saving"].held[0] + found["saving"].kept}
     seconds: dict[str, float | None] = {"saving": None}
     for key, peak in whole.items():

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ import torch
 
 import fastvideo.entrypoints.video_generator  # noqa: F401
 from fastvideo.configs.pipelines.base import PipelineConfig
+from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.media import write_mp4
-from fastvideo.entrypoints.planning.dry import DryPipeline, Shape
+from fastvideo.entrypoints.planning.dry import DryPipeline, Shape, Shown
 from fastvideo.layers.quantization import quantizer
 from fastvideo.models.loader.repo import resolve_repo
 from fastvideo.platforms.cpu import CPUPlatform, keep_freed_memory, process_memory, return_freed_memory
@@ -37,6 +38,18 @@ LAYERS = 2
 LEAN, USUAL = 128 << 10, 32 << 20
 """Bytes of the largest block that the allocator keeps when it is freed: as little as it does at first, and as much as
 it comes to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """At which the stages run."""
+
+    denoised: Shape
+    shown: Shown
+    decoded: tuple[Shape, ...]
+    """One after the other."""
+    clip: tuple[int, int, int]
+    """Frames, height and width of the video that media are encoded for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,26 +67,26 @@ class Rehearsed:
 def rehearse(
     model: str,
     config: PipelineConfig,
-    prompts: int,
-    sizes: Sequence[tuple[Shape, Sequence[Shape]]],
-    clip: tuple[int, int, int],
+    sampling: SamplingParam,
+    sizes: Sequence[Size],
+    file: tuple[int, int, int],
     quantized: Mapping[str, str],
 ) -> tuple[int, dict[str, Rehearsed]]:
-    """Run the text encoder for `prompts`, two predictions and the decoder, in another process, for each of `sizes`:
-    latents to denoise, and those to decode one after the other; and write a video of `clip`: frames, height and width.
-    `quantized` names components, and how their weights are.
+    """Run the encoders, two predictions and the decoder for a request of `sampling`, in another process, for each of
+    `sizes`; and write a video of `file`: frames, height and width. `quantized` names components, and how their weights
+    are.
 
     Returns:
         Bytes of a process that has loaded the libraries and nothing else; and what each stage took: "text",
-        "denoising", "decoding", "saving".
+        "image" and "media" where the model is shown some, "denoising", "decoding", "saving".
 
     Raises:
         RuntimeError: the process failed; says how.
     """
     asked = {
         "model": model, "config": config.to_dict(), "class": f"{type(config).__module__}:{type(config).__qualname__}",
-        "prompts": prompts, "sizes": sizes, "clip": clip, "threads": torch.get_num_threads(),
-        "quantized": dict(quantized),
+        "sampling": sampling.to_dict(), "sizes": [asdict(size) for size in sizes], "file": file,
+        "threads": torch.get_num_threads(), "quantized": dict(quantized),
     }  # fmt: skip
     command = [sys.executable, "-m", "fastvideo.entrypoints.planning.rehearse", json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -88,34 +101,41 @@ def rehearse(
 def main(asked: Mapping[str, Any]) -> tuple[int, dict[str, Rehearsed]]:
     """Run in this process; see `rehearse`."""
     torch.set_num_threads(asked["threads"])
-    config = resolve(asked["class"])(**{**asked["config"], "vae_tiling": False})
+    config = resolve(asked["class"])(**asked["config"])
     config.text_encoder_precisions = tuple(config.text_encoder_precisions)
     repo = resolve_repo(asked["model"])
     for method in asked["quantized"].values():
         quantizer(method)  # its library takes memory
     bare = process_memory("VmRSS") or 0
     dry = DryPipeline(repo, config, zeros=True, layers=LAYERS, quantized=asked["quantized"])
-    timesteps, models = dry.picked(resolve(repo.entry.sampling)())
+    sampling = resolve(repo.entry.sampling)(**asked["sampling"])
+    timesteps, models = dry.picked(sampling)
     keep_freed_memory(LEAN)
     return_freed_memory()
     before = process_memory("VmRSS") or 0
-    text = dry.embed(asked["prompts"])
-    denoised, decoded = zip(*asked["sizes"], strict=True)
+    embed = partial(dry.embed, 1 + (sampling.guidance_scale > 1))
+    text, sizes = embed(), [Size(**size) for size in asked["sizes"]]
 
-    def predict(latents: Shape) -> None:
+    def predict(size: Size) -> None:
         for _ in range(2):
-            dry.predict(models[0], float(timesteps[0]), latents, text)
+            dry.predict(models[0], float(timesteps[0]), size.denoised, text, size.shown)
 
-    def decode(shapes: Sequence[Shape]) -> None:
-        for channels, frames, height, width in shapes:
-            dry.decode((channels, frames, height, width))
+    def decode(size: Size) -> None:
+        for shape in size.decoded:
+            dry.decode(shape)
 
-    stages: dict[str, list[Callable[[], Any]]] = {
-        "text": [lambda: dry.embed(asked["prompts"]) for _ in denoised],
-        "denoising": [partial(predict, tuple(latents)) for latents in denoised],
-        "decoding": [partial(decode, shapes) for shapes in decoded],
-        "saving": [partial(_save, *asked["clip"])],
-    }
+    def encode(size: Size) -> None:
+        frames, height, width = size.clip
+        dry.condition(replace(sampling, num_frames=frames, height=height, width=width))
+
+    stages: dict[str, list[Callable[[], Any]]] = {"text": [embed for _ in sizes]}
+    if dry.image_stage is not None:
+        stages["image"] = [partial(dry.see, sampling) for _ in sizes]
+    if dry.media:
+        stages["media"] = [partial(encode, size) for size in sizes]
+    stages["denoising"] = [partial(predict, size) for size in sizes]
+    stages["decoding"] = [partial(decode, size) for size in sizes]
+    stages["saving"] = [partial(_save, *asked["file"])]
     lean: dict[str, list[tuple[int, int, float]]] = {}
     for name, runs in stages.items():
         runs[0]()  # what is made when it is first needed: it stays, and takes time
