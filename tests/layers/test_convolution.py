@@ -23,6 +23,15 @@ def test_the_same_numbers_and_no_dependence_on_the_batch(
     assert torch.equal(made, torch.cat([conv3d(one, weight, bias, padding) for one in x.split(1)]))
 
 
+def test_under_autocast_it_is_what_autocast_makes_of_a_convolution() -> None:
+    draw = torch.Generator().manual_seed(3)
+    x, weight = torch.randn(1, 4, 3, 8, 8, generator=draw), torch.randn(6, 4, 3, 3, 3, generator=draw)
+    with torch.autocast("cpu", torch.bfloat16):
+        made, expected = conv3d(x, weight, None, (0, 1, 1)), F.conv3d(x, weight, padding=(0, 1, 1))
+    assert made.dtype == torch.bfloat16
+    assert torch.equal(made, expected)
+
+
 def test_what_onednn_does_not_run_here() -> None:
     x, weight = torch.ones(1, 2, 3, 4, 4, dtype=torch.float64), torch.ones(2, 2, 3, 3, 3, dtype=torch.float64)
     assert torch.equal(conv3d(x, weight, None, (0, 1, 1)), F.conv3d(x, weight, padding=(0, 1, 1)))
