@@ -99,7 +99,7 @@ def run_ray(options: Namespace, engine: dict[str, Any], settings: ServerSettings
 
     options = copy.deepcopy(options)
     options.server.data_dir = str(Path(settings.data_dir).absolute())
-    # the cluster of RAY_ADDRESS, or one of its own, which ends with it
+    # the cluster of RAY_ADDRESS or of `ray start`, or one of its own, which ends with it
     ray.init(include_dashboard=False, logging_level=logging.WARNING)
     nodes = sum(node["Alive"] for node in ray.nodes())
     require(nodes == 1 or not settings.on_loopback, "host", settings.host,
