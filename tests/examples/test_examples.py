@@ -9,7 +9,7 @@ import pytest
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.cli.main import main
 from fastvideo.entrypoints.media import read_frames, read_metadata
-from tests import loras
+from tests import loras, tiny_repos
 from tests.pipelines.wan_pairs import film, picture
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -134,6 +134,16 @@ def test_few_steps(
     run(monkeypatch, "few_steps.py", dmd_repo, "a red kite", "32x16")
     assert "s of denoising" in capsys.readouterr().out
     assert read_frames(tmp_path / "video_samples" / "a red kite.mp4").shape == (61, 16, 32, 3)
+
+
+def test_few_steps_from_an_image(
+    ti2v_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    repo = tiny_repos.make_renamed_repo(tmp_path / "fastwan", ti2v_repo, "WanDMDPipeline")
+    picture(40, 40).save("kite.png")
+    run(monkeypatch, "few_steps.py", repo, "a kite", "32x32", "kite.png")
+    assert "s of denoising" in capsys.readouterr().out
+    assert read_frames(tmp_path / "video_samples" / "a kite.mp4").shape == (61, 32, 32, 3)
 
 
 def test_control_video(vace_repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
