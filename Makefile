@@ -5,6 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH ?= dit-7800 'vae-*-5x*' text-encoder-512 generate import help load --rounds 3 --threads 2
 PROMPT ?= a red circle moving left on a white background
 
 .PHONY: help env demo test lint types test-slow test-distributed parity evaluate shapes-ti2v format bench clean soak
@@ -17,7 +18,7 @@ help:
 	@echo "make parity     every pipeline against its reference; writes docs/parity.md"
 	@echo "make evaluate   what the model in the package gets right; writes the tables and the picture of README.md"
 	@echo "make shapes-ti2v  trains the companion of the model in the package that is given a frame, to dist (an hour)"
-	@echo "make bench      speed and memory beside the reference, to docs/benchmarks.md (BENCH='...' for flags and cases)"
+	@echo "make bench      the cases with bars, to docs/benchmarks.md: 30 minutes (BENCH='...' for others)"
 	@echo "make soak       the server under load for some minutes (SOAK='--jobs 60' for less)"
 	@echo "make lint       ruff; make format lets it correct"
 	@echo "make types      mypy"

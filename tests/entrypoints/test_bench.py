@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import re
+import shlex
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastvideo.entrypoints.bench import measure, peers, wan, worker
 from fastvideo.entrypoints.bench import run as run_module
+from fastvideo.entrypoints.bench.bars import BARS, MEMORY, SECONDS, Bar, bar_row, bar_rows
 from fastvideo.entrypoints.bench.cases import CASES, find, select
 from fastvideo.entrypoints.bench.programs import Machine, job, machine
 from fastvideo.entrypoints.bench.records import COMPILED, EAGER, OURS, Result, Settings, ratio_of_medians
@@ -72,6 +75,40 @@ def test_ratio_of_medians() -> None:
     # what slows a whole round down, both alike, does not widen it
     steady = ratio_of_medians([2.0, 20.0, 2.0], [1.0, 10.0, 1.0])
     assert (steady.low, steady.high) == (2, 2)
+
+
+# ---- Bars ----
+
+
+def test_bars_are_judged_by_what_was_measured() -> None:
+    # eager takes 2 s for 6 TFLOP, which is 3 TFLOP/s of the 4 that the machine does at most
+    result = Result(case="dit-7800", flops=6e12, matmul=[3.5e12, 4e12], seconds={OURS: [1.6], EAGER: [2.0]})
+    found = [bar_row(Bar("dit-7800", EAGER, value), result)[1:] for value in (1.25, 1.3, 1.4)]
+    assert found == [
+        ("1.25 times eager", "1.25", "75%", "1.33", "met"),
+        ("1.3 times eager", "1.25", "75%", "1.33", "not met"),
+        ("1.4 times eager", "1.25", "75%", "1.33", "out of reach on this machine"),
+    ]
+    assert bar_row(Bar("dit-7800", COMPILED, 1.15), result)[-1] == "not measured"
+    small = Result(case="load", seconds={OURS: [0.4]}, weights=100, host_peak={OURS: 111})
+    assert bar_row(Bar("load", MEMORY, 1.1), small)[1:] == ("110% of the weights at most", "111%", "-", "-", "not met")
+    assert bar_row(Bar("load", MEMORY, 1.1), Result(case="load"))[-1] == "not measured"
+    assert [bar_row(Bar("help", SECONDS, value), small)[-1] for value in (0.4, 0.39)] == ["met", "not met"]
+    whole = Result(case="generate", seconds={OURS: [1.0], EAGER: [2.5]})
+    assert bar_row(Bar("generate", EAGER, 3.0), whole)[2:] == ("2.50", "-", "-", "not met")
+
+
+def test_bars_are_of_cases_on_a_cpu() -> None:
+    assert {bar.case for bar in BARS} <= {case.name for case in CASES}
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    words = shlex.split(re.findall(r"^BENCH \?= (.*)$", makefile, re.M)[0])
+    assert {case.name for case in select(words[: words.index("--rounds")], TINY)} == {bar.case for bar in BARS}
+    broken = Result(case="generate", seconds={OURS: [1.0], EAGER: [2.5]}, failures=["it broke"])
+    fine = Result(case="help", seconds={OURS: [0.2], EAGER: [2.5]})
+    assert [row[0] for row in bar_rows([broken, fine], TINY)] == ["case", "`help`"]
+    assert bar_rows([broken], TINY) == []
+    for settings in ({"device": "cuda"}, {"precision": "fp32"}):
+        assert bar_rows([fine], dataclasses.replace(TINY, **settings)) == []  # type: ignore[arg-type]
 
 
 # ---- Which cases ----
@@ -132,6 +169,7 @@ def test_components(precision: str, in_this_process: None, tmp_path: Path, capsy
     assert printed.strip() in page
     assert all(f"| `{name}` |" in page for name in names)
     assert f"\nfastvideo bench {names[0]} " in page
+    assert ("| `vae-encode-5x240x416` | 2 times compiled | - | - | - | not measured |" in page) == (precision == "bf16")
 
 
 @pytest.mark.slow

@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from fastvideo import __version__
+from fastvideo.entrypoints.bench.bars import bar_rows
 from fastvideo.entrypoints.bench.records import COMPILED, OURS, Ratio, Result, Settings
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 """Of a processor, those that decide how fast matrix products are."""
+BARS_TEXT = """\
+What the project set itself, for two cores with AMX. Work is that of the reference, and the peak is the fastest matrix
+product that was measured between the rounds of the case. Where the other already runs at a share S of it, nobody who
+does the same arithmetic in the same precision is more than 1/S times as fast: a bar above that is out of reach on such
+a machine."""
 LIBRARIES = ("torch", "diffusers", "transformers")
 NOTES = """\
 - A case runs all implementations in one process, in turn, after each has been warmed up; the first of a round changes
@@ -71,6 +77,7 @@ def tables(results: Sequence[Result], settings: Settings, facts: dict[str, Any])
         f"## Speed\n\n{how}{'; sizes for tests, so the numbers mean nothing' if settings.tiny else ''}.",
         markdown(speed_rows(results, settings)),
         "\n".join(peak_lines(results, settings)),
+        *(["## Bars", BARS_TEXT, markdown(bars)] if (bars := bar_rows(results, settings)) else []),
         "## Memory and agreement",
         markdown(memory_rows(results, settings)),
     ]

@@ -1,0 +1,76 @@
+"""The bars that the project set itself, and how near a run comes to them. No torch here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastvideo.entrypoints.bench.records import COMPILED, EAGER, OURS, Result, Settings
+
+SECONDS, MEMORY = "seconds", "memory"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a case should come to."""
+
+    case: str
+    about: str
+    """The peer that ours is compared with; or `SECONDS`, of a program in all; or `MEMORY`, the peak of the host."""
+    value: float
+    """How many times as fast as the peer; how many seconds at most; how many times the weights at most."""
+
+
+BARS = (
+    Bar("dit-7800", EAGER, 1.8),
+    Bar("dit-7800", COMPILED, 1.15),
+    Bar("vae-decode-5x240x416", EAGER, 3.5),
+    Bar("vae-decode-5x240x416", COMPILED, 2.0),
+    Bar("vae-encode-5x240x416", EAGER, 3.5),
+    Bar("vae-encode-5x240x416", COMPILED, 2.0),
+    Bar("text-encoder-512", EAGER, 1.3),
+    Bar("text-encoder-512", COMPILED, 1.0),
+    Bar("generate", EAGER, 2.0),
+    Bar("import", SECONDS, 0.5),
+    Bar("help", SECONDS, 0.5),
+    Bar("load", MEMORY, 1.1),
+)
+"""Set for two cores of a CPU with AMX, in bf16."""
+
+
+def bar_rows(results: Sequence[Result], settings: Settings) -> list[Sequence[str]]:
+    """A row for each bar of a case that was run, under a heading; none where bars do not count."""
+    if settings.device != "cpu" or settings.precision != "bf16":
+        return []
+    by_case = {result.case: result for result in results if not result.failures}
+    found = [bar_row(bar, by_case[bar.case]) for bar in BARS if bar.case in by_case]
+    heading = ("case", "bar", "reached", "the other's share of peak", "most at 100% of it", "result")
+    return [heading, *found] if found else []
+
+
+def bar_row(bar: Bar, result: Result) -> tuple[str, ...]:
+    """What `result` says of `bar`: met, not met, or out of reach for whoever does the same arithmetic."""
+    name, share, most = f"`{result.case}`", "-", "-"
+    if bar.about == SECONDS:
+        seconds = result.median(OURS)
+        return name, f"{bar.value:g} s at most", f"{seconds:.3f} s", share, most, verdict(seconds <= bar.value)
+    if bar.about == MEMORY:
+        text = f"{bar.value:.0%} of the weights at most"
+        if not result.weights or OURS not in result.host_peak:
+            return name, text, share, share, most, "not measured"
+        held = result.host_peak[OURS] / result.weights
+        return name, text, f"{held:.0%}", share, most, verdict(held <= bar.value)
+    text = f"{bar.value:g} times {bar.about}"
+    if bar.about not in result.seconds:
+        return name, text, "-", share, most, "not measured"
+    ratio, possible = result.ratio(bar.about).value, None
+    if result.flops is not None and result.matmul:
+        theirs = result.flops / result.median(bar.about) / max(result.matmul)
+        possible = 1 / theirs
+        share, most = f"{theirs:.0%}", f"{possible:.2f}"
+    return name, text, f"{ratio:.2f}", share, most, verdict(ratio >= bar.value, possible, bar.value)
+
+
+def verdict(met: bool, possible: float | None = None, wanted: float = 0.0) -> str:
+    """In words, with the largest ratio that is possible, where it is known."""
+    if met:
+        return "met"
+    return "not met" if possible is None or possible >= wanted else "out of reach on this machine"
