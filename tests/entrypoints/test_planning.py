@@ -173,6 +173,34 @@ def test_quantized_weights_come_last(wan_repo: Path, monkeypatch: pytest.MonkeyP
     assert not any(way.options.get("quantization") and way.options.get("dit_cpu_offload") for way in offloaded)
 
 
+@pytest.mark.parametrize(
+    ("options", "on_cpu"),
+    [
+        ({"enable_torch_compile": True, "torch_compile_kwargs": {"mode": "reduce-overhead"}}, True),
+        ({"enable_torch_compile": True, "torch_compile_kwargs": {"options": {"freezing": True}}}, False),
+        ({"lora_path": "a.safetensors"}, False),
+    ],
+)
+def test_only_what_the_capability_check_lets_through_is_looked_at(
+    wan_repo: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], on_cpu: bool
+) -> None:
+    monkeypatch.setattr(choosing, "METHODS", ())
+    monkeypatch.setattr(choosing, "costs_of", lambda *_, **__: (0, COSTS))
+    seen = all_ways(wan_repo, tuple(options), on_cpu=on_cpu, **options)
+    assert seen
+    for way in seen:
+        args = FastVideoArgs(model=str(wan_repo), pipeline_config=way.config, **{**options, **way.options})
+        args.check_combinations("cpu" if on_cpu else "cuda")
+    away = [way for way in seen if way.options.get("disk_offload") is True or "dit_cpu_offload" in way.options]
+    assert bool(away) == ("lora_path" in options)
+
+
+def test_a_model_that_streams_is_not_cut_into_tiles(causal_repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "METHODS", ())
+    monkeypatch.setattr(choosing, "costs_of", lambda *_, **__: (0, COSTS))
+    assert not any(way.config.vae_tiling for way in all_ways(causal_repo))
+
+
 def test_quantization_that_is_asked_for_or_refused_is_not_chosen(
     wan_repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

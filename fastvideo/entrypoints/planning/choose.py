@@ -139,7 +139,7 @@ def ways(
         homes_of = [
             homes for homes in (ON_CPU if on_cpu else ON_GPU)
             if not any(name in explicit for name in homes)
-            and _goes(dataclasses.replace(asked, **homes), quantized, device)
+            and _goes(repo, dataclasses.replace(asked, **homes), changed, quantized, device)
         ]  # fmt: skip
         if not homes_of:
             continue
@@ -156,10 +156,11 @@ def ways(
             yield Way(options={**options, **homes}, config=changed, stages=stages, fits=fits)
 
 
-def _goes(args: FastVideoArgs, quantized: Collection[str], device: str) -> bool:
-    """Whether all options go together, on a device of that type."""
+def _goes(repo: Repo, args: FastVideoArgs, config: PipelineConfig, quantized: Collection[str], device: str) -> bool:
+    """Whether all options go together, on a device of that type: what the start would refuse is not looked at."""
     try:
-        args.check_combinations(device)
+        dataclasses.replace(args, pipeline_config=config).check_combinations(device, repo.entry.streams)
+        args.check_components([source.name for source in repo.components.values() if source.has_weights])
     except ValueError:
         return False
     return all(args.home(name) == "device" for name in quantized)
