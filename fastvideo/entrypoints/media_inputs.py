@@ -68,13 +68,17 @@ def read_media(sampling: SamplingParam, given: Mapping[str, Any]) -> MediaInputs
     references = sources.get("reference_images", ())
     if not isinstance(references, (list, tuple)):
         references = [references]
-    clips = {name: read_video(sources[name], name, frames) for name in (*VIDEOS, *MASKS) if name in sources}
+    films = (*VIDEOS, *MASKS, "start_video")
+    clips = {name: read_video(sources[name], name, frames) for name in films if name in sources}
     for name in VIDEOS:
         if name in clips:
             check_length(clips[name], name, frames)
     for mask, of in MASKS.items():
         if mask in clips and of in clips:
             clips[mask] = matched(clips[mask], clips[of], frames, mask, of)
+    if len(clips.get("start_video", ())) >= frames:
+        raise ValueError(f"start_video: has at least {frames} frames, so nothing would follow within "
+                         f"num_frames={frames}; set num_frames above its length, or give fewer")  # fmt: skip
     return MediaInputs(
         reference_images=tuple(read_image(one, "reference_images") for one in references), **pictures, **clips
     )

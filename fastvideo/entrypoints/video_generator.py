@@ -178,7 +178,7 @@ class VideoGenerator(LoraMethods, StreamMethods):
             cancel: a token whose `cancel()`, from any thread, stops the call at its next step.
             preview_every: denoising steps from one preview in `progress` to the next; 0 makes none.
             on_chunk: called with each chunk of the video as soon as it is there, as `stream` hands it out.
-            fields: fields of `SamplingParam`, such as `seed` or `output_path`, that beat those of `sampling_param`; and
+            fields: fields of `SamplingParam`, such as `seed`, that beat those of `sampling_param`; and `start_video`,
                 `pose_video`, `face_video`, `background_video` and `mask_video`, which are given as `video` is.
 
         Returns:

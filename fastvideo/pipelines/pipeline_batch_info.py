@@ -124,13 +124,15 @@ class MediaInputs:
     """[T, H, W, 3], what is behind the person."""
     mask_video: torch.Tensor | None = None
     """[T, H, W, 3], white where the background is made anew."""
+    start_video: torch.Tensor | None = None
+    """[T, H, W, 3], T frames that the video begins with, fewer than those of the request."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of what is there."""
         found = {
             "image": self.image, "last_image": self.last_image, "reference_images": self.reference_images or None,
-            **self._clips,
+            "start_video": self.start_video, **self._clips,
         }  # fmt: skip
         return tuple(name for name in MEDIA if found[name] is not None)
 

@@ -32,7 +32,7 @@ def published(
 ) -> torch.Tensor:
     """The videos [B, 3, T, H, W] in [0, 1], one of each prompt: for each step of each chunk a pass over all frames so
     far, those before the chunk clean and at timestep 0, under the mask of what each chunk sees. Where the first frame
-    is a chunk of its own, it may be the image."""
+    is a chunk of its own, it may be the image. The first chunks may be those of `start_video`."""
     transformer, vae = models.transformer, models.vae
     window, sink = transformer.config.get("sliding_window_num_frames", 21), transformer.config.get("sink_size", 0)
     frames, height, width = (fields["num_frames"] - 1) // 4 + 1, fields["height"] // 8, fields["width"] // 8
@@ -45,17 +45,22 @@ def published(
     done = torch.zeros(len(prompts), 16, 0, height, width)
     with torch.no_grad():
         text = models.encode_prompt(list(prompts), do_classifier_free_guidance=False, max_sequence_length=512)[0]
+        size = fields["height"], fields["width"]
+        shown: torch.Tensor | None = None
         if "image" in media:
-            image = models.video_processor.preprocess(media["image"], fields["height"], fields["width"])
-            known = (vae.encode(image.unsqueeze(2)).latent_dist.mode() - mean) / std
+            shown = models.video_processor.preprocess(media["image"], *size).unsqueeze(2)
+        if "start_video" in media:
+            shown = models.video_processor.preprocess_video(media["start_video"], *size)
+        if shown is not None:
+            known = (vae.encode(shown).latent_dist.mode() - mean) / std
             done = known.expand(len(prompts), -1, -1, -1, -1)
         while done.shape[2] < frames:
             start = done.shape[2]
-            size = 1 if first and not start else 3
-            chunk = torch.randn(len(prompts), 16, size, height, width, generator=generator)
+            count = 1 if first and not start else 3
+            chunk = torch.randn(len(prompts), 16, count, height, width, generator=generator)
             for number, time in enumerate(STEPS):
-                times = torch.cat((torch.zeros(start), time.expand(size)))
-                seen = mask(start + size, 3, window, sink, tokens, first)
+                times = torch.cat((torch.zeros(start), time.expand(count)))
+                seen = mask(start + count, 3, window, sink, tokens, first)
                 velocity = predict(transformer, torch.cat((done, chunk), dim=2), times, text, seen)[:, :, start:]
                 data = chunk - time / 1000 * velocity
                 if number < len(STEPS) - 1:

@@ -13,7 +13,7 @@ from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
 from fastvideo.pipelines.pipeline_batch_info import Cancelled, Control, ForwardBatch, Progress
 from tests import causal_repos, few_step_repos
 from tests.pipelines.causal_published import load_models, published
-from tests.pipelines.wan_pairs import CAT, LEVEL, difference, load, ours, picture, request
+from tests.pipelines.wan_pairs import CAT, LEVEL, difference, film, load, ours, picture, request
 
 
 def small(**fields: Any) -> dict[str, Any]:
@@ -35,6 +35,13 @@ def pipeline(causal_repo: Path) -> ComposedPipelineBase:
 def test_one_prompt(pipeline: ComposedPipelineBase, causal_repo: Path, fields: dict[str, Any]) -> None:
     expected = published(load_models(causal_repo), small(**fields), {})
     assert difference(ours(pipeline, [CAT], [""], {}, **small(**fields)), expected) < LEVEL
+
+
+def test_going_on_from_frames(pipeline: ComposedPipelineBase, causal_repo: Path) -> None:
+    # two chunks, all of which but the sink have left the window when the third is done
+    media, fields = {"start_video": film(48, 32, 21)}, small(num_frames=33)
+    expected = published(load_models(causal_repo), fields, media)
+    assert difference(ours(pipeline, [CAT], [""], media, **fields), expected) < LEVEL
 
 
 def test_two_prompts_and_the_published_window(tmp_path: Path) -> None:
@@ -119,6 +126,8 @@ def test_other_pipelines_do_not_stream(dmd_repo: Path) -> None:
         ({}, {"guidance_scale": 5.0}, "guidance_scale=5.0: this model has guidance in its weights; set it to 1"),
         ({}, {"cache": "fbcache"}, "cache='fbcache': the steps of a chunk are too few to skip one"),
         ({"image": picture(8, 8)}, {}, "image: this model takes none"),
+        ({"start_video": film(48, 32, 8)}, {}, "start_video=8: must be 12k-3, .*; give frames, its last ones: 9$"),
+        ({"start_video": film(48, 32, 9)}, {}, "start_video: has at least 9 frames, so nothing .*; set num_frames"),
     ],
 )
 def test_a_bad_request_is_one_line(
@@ -148,9 +157,17 @@ def test_the_given_first_frame_is_a_chunk(from_frames: ComposedPipelineBase) -> 
     assert shown.block_runs == (3 * (4 * 2 + 2), 0)
 
 
+def test_going_on_where_the_first_frame_is_a_chunk(from_frames: ComposedPipelineBase, causal_i2v_repo: Path) -> None:
+    media, fields = {"start_video": film(48, 32, 13)}, small(num_frames=25)
+    expected = published(load_models(causal_i2v_repo), fields, media)
+    assert difference(ours(from_frames, [CAT], [""], media, **fields), expected) < LEVEL
+
+
 @pytest.mark.parametrize(
     ("media", "fields", "message"),
     [
+        ({"start_video": film(48, 32, 9)}, {"num_frames": 25}, r"start_video=9: must be 12k\+1, .*: 1 or 13"),
+        ({"start_video": film(8, 8, 1), "image": picture(8, 8)}, {"num_frames": 13}, "start_video: .* image already"),
         ({"image": picture(8, 8)}, {"num_frames": 9}, r"num_frames=9: must be 12k\+1, .*; try 1 or 13"),
         ({"last_image": picture(8, 8)}, {"num_frames": 13}, "last_image: this model takes none"),
     ],

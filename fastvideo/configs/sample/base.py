@@ -19,6 +19,7 @@ MEDIA = {
     "face_video": "face_video_path",
     "background_video": "background_video_path",
     "mask_video": "mask_video_path",
+    "start_video": "start_video_path",
 }
 """What a model may be shown beside the prompt, and the field that says where it is."""
 MASKS = {"mask": "video", "mask_video": "background_video"}
@@ -94,6 +95,8 @@ class SamplingParam(Assignable):
     """The video in which somebody is replaced."""
     mask_video_path: str | None = None
     """White where that one is; a video, or one image for all frames."""
+    start_video_path: str | None = None
+    """The video whose frames it begins with, to go on from them; num_frames counts them too."""
     image_fit: str = "area"
     """How the size follows an image or video that is given: "area" keeps its proportions, with at most height * width
     pixels; "stretch" makes it height x width."""

@@ -194,6 +194,9 @@ class FastWanSampling(SamplingParam):
 class SFWanSampling(SamplingParam):
     """SFWan2.1-T2V-1.3B."""
 
+    takes: ClassVar[tuple[str, ...]] = ("start_video",)
+    sized_by: ClassVar[tuple[str, ...]] = ("start_video",)
+
     num_inference_steps: int = 4
     guidance_scale: float = 1.0
 

@@ -1,6 +1,7 @@
 """Sampling defaults of Wan models that were distilled to few steps. Sources: the model cards, and for rCM the defaults
 of `rcm/inference` of NVlabs/rcm."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,8 +46,15 @@ class WanTI2VDMDSampling(SamplingParam):
 class SFWanI2VSampling(SamplingParam):
     """A causal model whose first frame is a chunk of its own."""
 
-    takes: ClassVar[tuple[str, ...]] = ("image",)
+    takes: ClassVar[tuple[str, ...]] = ("image", "start_video")
+    sized_by: ClassVar[tuple[str, ...]] = ("image", "start_video")
 
     num_frames: int = 85
     num_inference_steps: int = 4
     guidance_scale: float = 1.0
+
+    @classmethod
+    def check_together(cls, sampling: SamplingParam, media: Collection[str]) -> None:
+        """See `SamplingParam`."""
+        if {"image", "start_video"} <= set(media):
+            raise ValueError("start_video: the video begins with the image already; give one of them")

@@ -37,6 +37,7 @@ SHORT_FLAGS = {
     "face_video": "face_video_path",
     "background_video": "background_video_path",
     "mask_video": "mask_video_path",
+    "start_video": "start_video_path",
     "image_fit": "image_fit",
 }
 """The sampling field that each short flag sets."""

@@ -58,6 +58,7 @@ MEDIA_FLAGS: list[tuple[tuple[str, ...], type, str, str]] = [
     (("--face-video",), str, "VIDEO", "a face whose expressions it takes"),
     (("--background-video",), str, "VIDEO", "what somebody is replaced in, with mode replace"),
     (("--mask-video",), str, "MASK", "white where that one is: a video, or an image for all frames"),
+    (("--start-video",), str, "VIDEO", "the video whose frames it begins with, to go on from them"),
 ]
 """What a model may be shown beside the prompt."""
 

@@ -68,7 +68,7 @@ class RolloutStage(StreamingStage):
             scheduler, model, vae, conditions, latent_shape, new_memory, preview: what their types say.
             chunk: latent frames of one, of which a video has a multiple.
             first: latent frames of another chunk before those; 0 where there is none.
-            given: latents [1, C, first, h, w] of that chunk where they are not made but known; None where they are.
+            given: latents [1, C, t, h, w] of the first chunks where they are not made but known; None where all are.
         """
         self.first = first
         self.given = given
@@ -112,13 +112,15 @@ class RolloutStage(StreamingStage):
             return None if self.preview is None or clean is None else picture_of(self.preview(clean()))
 
         steps = batch.sampling.num_inference_steps
-        made = range(len(sizes)) if known is None else range(1, len(sizes))
+        starts = [sum(sizes[:number]) for number in range(len(sizes))]
+        given = 0 if known is None else starts.index(known.shape[2])
         # the last step of each chunk is its decoding
-        plan = [(0, steps)] * (known is not None) + [(number, step) for number in made for step in range(steps + 1)]
+        runs = [range(steps if number < given else 0, steps + 1) for number in range(len(sizes))]
+        plan = [(number, step) for number, run in enumerate(runs) for step in run]
         for index, (number, step) in enumerate(batch.control.steps(self.name, plan, len(plan), draw)):
             size = sizes[number]
-            if known is not None and number == 0:
-                latents = known.expand(batch.size, -1, -1, -1, -1)
+            if known is not None and number < given:
+                latents = known.expand(batch.size, -1, -1, -1, -1)[:, :, starts[number] : starts[number] + size]
             if step == 0:
                 self.scheduler.set_timesteps(steps, device)
                 latents = noise()
