@@ -43,6 +43,12 @@ class FromImages(SamplingParam):
     needs = ("image", "last_image")
 
 
+class FromFrames(SamplingParam):
+    """Of a model that goes on from frames."""
+
+    takes = ("start_video",)
+
+
 class FromVideo(SamplingParam):
     """Of a model that takes videos and masks."""
 

@@ -1,4 +1,4 @@
-"""Videos that are watched while they are made."""
+"""Videos that are watched while they are made, and that go on."""
 
 import io
 import threading
@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from fastvideo.entrypoints.serve.growing import FragmentedMP4
-from tests.serve.stand_in import StandIn, running, wait_until
+from tests.serve.stand_in import FromFrames, StandIn, running, wait_until
 from tests.serve.test_jobs import post, state_of
+from tests.serve.test_references import ask, clip, completed
 
 
 def frames_in(data: bytes) -> list[np.ndarray]:  # type: ignore[type-arg]
@@ -103,3 +104,16 @@ def test_the_server_may_stop_meanwhile(tmp_path: Path) -> None:
         wait_until(lambda: made.server.runner.streams.path(job))
     thread.join(30)
     assert ended.is_set()
+
+
+def test_a_video_goes_on_from_its_last_frames(tmp_path: Path) -> None:
+    data = clip(tmp_path)
+    with running(tmp_path / "data", model=StandIn(FromFrames), defaults={"num_frames": 13}) as made:
+        job = ask(made, "/extensions", {"video": data}, seconds="0.5").raise_for_status().json()
+        completed(made, job["id"])
+        assert made.model.shown[-1]["start_video"].shape == (9, 32, 48, 3), "13 frames are usual, and 4 are new"
+        assert job["num_frames"] == 9 + 4
+        job = ask(made, "/extensions", {"video": data}, seconds="1").raise_for_status().json()
+        completed(made, job["id"])
+        assert (len(made.model.shown[-1]["start_video"]), job["num_frames"]) == (5, 9 + 8)
+        assert abs(int(made.model.shown[-1]["start_video"][0].mean()) - 120) < 4, "its last frames"

@@ -133,3 +133,81 @@ def test_an_image_and_an_extension(i2v_repo: Path, tmp_path: Path) -> None:
     likeness = [np.corrcoef(after[5 + n].ravel(), alone[1 + n].ravel())[0, 1] for n in range(4)]
     assert min(likeness) > 0.9, likeness
     assert said["extends"]["frames"] == 5
+
+
+ANIMATED: dict[str, Any] = {"num_inference_steps": 2, "segment_frame_length": 5, "guidance_scale": 1.0, "height": 32,
+                            "width": 32, "seed": 3}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def animate(animate_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server of a model of an image and up to four videos."""
+    model: Any = VideoGenerator.from_pretrained(animate_repo)
+    with running(tmp_path_factory.mktemp("animate"), model=model, defaults=ANIMATED) as made:
+        yield made
+
+
+class TestAnimate:
+    """Each video is in a field of its own."""
+
+    @staticmethod
+    def given(folder: Path, *names: str) -> dict[str, Path]:
+        """Files of sizes of their own, by their fields; backgrounds and masks have one size."""
+        rng, files = np.random.default_rng(0), {}
+        for name in names:
+            height, width = {"pose_video": (32, 48), "face_video": (24, 20)}.get(name, (30, 40))
+            frames = [rng.integers(0, 255, (height, width, 3), np.uint8) for _ in range(7)]
+            files[name] = write_video(frames, folder / f"{name}.mp4", 12, {})
+        Image.fromarray(rng.integers(0, 255, (60, 30, 3), np.uint8)).save(folder / "in.png")
+        return files | {"image": folder / "in.png"}
+
+    @pytest.mark.parametrize(
+        ("mode", "videos"),
+        [("animate", ("pose_video", "face_video")),
+         ("replace", ("pose_video", "face_video", "background_video", "mask_video"))],
+    )  # fmt: skip
+    def test_as_the_generator_alone(
+        self, animate: Running, animate_repo: Path, tmp_path: Path, mode: str, videos: tuple[str, ...]
+    ) -> None:
+        media = self.given(tmp_path, *videos)
+        files = {"input_reference" if name == "image" else name: path.read_bytes() for name, path in media.items()}
+        made = result(animate, files=files, mode=mode)
+        file = tmp_path / "alone.mp4"
+        with VideoGenerator.from_pretrained(animate_repo) as alone:
+            fields = ANIMATED | {"mode": mode, "num_frames": 7, "fps": 12, **media}
+            alone.generate_video("a red kite", output_path=str(file), **fields)
+        assert read_frames(made).shape == (7, 16, 32, 3), "of the proportions and the length of the poses"
+        assert np.array_equal(read_frames(made), read_frames(file))
+        said, alone_said = read_metadata(made), read_metadata(file)
+        assert said["inputs"] == alone_said["inputs"]
+        assert said["request"]["fps"] == 12
+
+    @pytest.mark.parametrize(
+        ("videos", "fields", "param", "says"),
+        [
+            (("pose_video",), {}, "face_video", "is missing; "),
+            (("pose_video", "face_video"), {"mode": "replace"}, "mode", "needs background_video and mask_video"),
+            (("pose_video", "face_video", "background_video", "mask_video"), {}, "background_video",
+             "set mode to 'replace'"),
+            (("pose_video", "face_video"), {"num_frames": "9"}, "pose_video", "has 7 frames, num_frames=9 asks for"),
+            (("pose_video", "face_video"), {"mode": "dance"}, "mode", "'animate' or 'replace'"),
+        ],
+    )  # fmt: skip
+    def test_what_is_refused(
+        self, animate: Running, tmp_path: Path, videos: tuple[str, ...], fields: dict[str, Any], param: str, says: str
+    ) -> None:
+        media = self.given(tmp_path, *videos)
+        files = {"input_reference" if name == "image" else name: path.read_bytes() for name, path in media.items()}
+        answer = httpx.post(f"{animate.url}/v1/videos", data={"prompt": "x", **fields}, files=files)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, param), error
+        assert says in error["message"]
+
+    def test_a_mask_of_another_size_is_refused_at_once(self, animate: Running, tmp_path: Path) -> None:
+        media = self.given(tmp_path, "pose_video", "face_video", "background_video")
+        files = {"input_reference" if name == "image" else name: path.read_bytes() for name, path in media.items()}
+        answer = httpx.post(f"{animate.url}/v1/videos", data={"prompt": "x", "mode": "replace"},
+                            files=files | {"mask_video": media["image"].read_bytes()})  # fmt: skip
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, "mask_video"), error
+        assert error["message"] == "mask_video: is 30x60, and background_video is 40x30; scale it"

@@ -99,7 +99,7 @@ def _making_routes(router: APIRouter, server: Server, write: Callable[..., Calle
     async def extend(
         request: Request, caller: Annotated[Caller, Depends(write)], idempotency_key: IdempotencyKey = None
     ) -> JSONResponse:
-        """Make a video longer, where the model starts from an image: from its last frame, joined to it."""
+        """Make a video longer, where the model starts from an image or goes on from frames: joined to it."""
         body = await read_body(request, ("video",))
         job = await run_in_threadpool(submit_extension, server, body, caller, idempotency_key)
         return JSONResponse(await run_in_threadpool(server.show, job), headers={"openai-poll-after-ms": POLL_MS})

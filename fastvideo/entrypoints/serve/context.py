@@ -14,7 +14,8 @@ from fastvideo.entrypoints.serve.files import FileStore
 from fastvideo.entrypoints.serve.intake import drop, kept
 from fastvideo.entrypoints.serve.keys import Caller
 from fastvideo.entrypoints.serve.metrics import Metrics
-from fastvideo.entrypoints.serve.planner import Plan, Planner
+from fastvideo.entrypoints.serve.plan import Plan
+from fastvideo.entrypoints.serve.planner import Planner
 from fastvideo.entrypoints.serve.records import ID_PATTERN, QUEUED, RUNNING, Ids, Job
 from fastvideo.entrypoints.serve.retention import Sweeper
 from fastvideo.entrypoints.serve.runner import Generator, Runner

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from starlette.concurrency import run_in_threadpool
 
 from fastvideo.entrypoints.media import BT709, LIMITED_RANGE
-from fastvideo.entrypoints.serve.files import CHUNK
+from fastvideo.entrypoints.serve.files import CHUNK, FileStore
+from fastvideo.entrypoints.serve.making import before
 from fastvideo.entrypoints.serve.records import OPEN, Job
 
 if TYPE_CHECKING:
@@ -96,14 +97,25 @@ class Streams:
             return self._paths.get(job_id)
 
     @contextmanager
-    def growing(self, job: Job, folder: Path) -> Iterator[Callable[[Any], None]]:
-        """Within the block, what takes the chunks of a job, for those who watch. The file is in `folder`."""
+    def growing(self, job: Job, folder: Path, files: FileStore) -> Iterator[Callable[[Any], None]]:
+        """Within the block, what takes the chunks of a job, for those who watch. The file is in `folder`, and begins
+        with the video that the job continues, if there is one in `files`."""
         path = folder / "stream.mp4"
         made = FragmentedMP4(path, job.sampling["fps"])
+        video = before(job, files, folder)
+        repeated = 0 if video is None else video.repeated
+        if video is not None:
+            made.add(video.frames)
+
+        def add(chunk: Any) -> None:
+            new = chunk.frames[max(0, repeated - chunk.start) :]
+            if len(new):
+                made.add(new)
+
         with self._lock:
             self._paths[job.id] = path
         try:
-            yield lambda chunk: made.add(chunk.frames)
+            yield add
         finally:
             made.close()
             with self._lock:

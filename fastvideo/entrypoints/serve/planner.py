@@ -1,17 +1,17 @@
 """From what a client writes to sampling parameters that the model is known to run, or to a 400 that names the field."""
 
 import math
-import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from fastvideo.configs.entries import ModelEntry
-from fastvideo.configs.sample.base import MEDIA, VIDEOS, SamplingParam
+from fastvideo.configs.sample.base import MASKS, MEDIA, VIDEOS, SamplingParam
 from fastvideo.entrypoints.serve.errors import ApiError
-from fastvideo.entrypoints.serve.references import IMAGE, VIDEO, Reference, proportioned, rate_of
+from fastvideo.entrypoints.serve.plan import EXTENDS, GOES_ON, OF_FIELD, Plan, extended, field_of, stored
+from fastvideo.entrypoints.serve.references import IMAGE, VIDEO, Look, Reference, proportioned, rate_of
 from fastvideo.entrypoints.serve.requests import (
     OTHER_VIDEOS,
     SAMPLING_FIELDS,
@@ -23,27 +23,21 @@ from fastvideo.entrypoints.serve.requests import (
     bad,
 )  # fmt: skip
 from fastvideo.entrypoints.serve.settings import ServerSettings
-from fastvideo.utils import RuleError, nearest, resolve
+from fastvideo.utils import nearest, resolve
 
-NOT_STORED = ("output_path", "save_video", "return_frames")
-"""Sampling parameters that are the server's own business."""
 QUALITIES = {"low": 0.5, "medium": 1.0, "high": 1.5}
 """Denoising steps, as a multiple of the default's."""
 SEARCH = 128
 """How far from what is asked for the nearest size or number of frames that the model makes is looked for."""
-OF_FIELD = {"height": "size", "width": "size", "lora_path": "loras", "image": "input_reference",
-            "reference_images": "input_reference", "last_image": "last_frame"}  # fmt: skip
-"""The field of a request that a sampling parameter or a medium comes from, where the names differ."""
 MEDIA_OF: dict[str, dict[str, tuple[str, ...]]] = {
     "input_reference": {IMAGE: ("image", "reference_images"), VIDEO: ("video",)},
     "last_frame": {IMAGE: ("last_image",)},
     "mask": {IMAGE: ("mask",), VIDEO: ("mask",)},
     "video": {VIDEO: ("video",)},
     **{name: {VIDEO: (name,)} for name in OTHER_VIDEOS},
+    "mask_video": {IMAGE: ("mask_video",), VIDEO: ("mask_video",)},
 }
 """What an image or a video in a field of a request is for the model: the first of these that it takes."""
-EXTENDS = "extends"
-"""The name of an input that is the video to make longer, beside those of the model's media."""
 TINY = 8
 """Side of what stands in, in checks, for images and videos: the model is asked about sizes, not about pixels."""
 
@@ -57,20 +51,6 @@ class Model(Protocol):
 
     def check_request(self, prompt: str, sampling_param: SamplingParam | None = None, **fields: Any) -> SamplingParam:
         """See `VideoGenerator`."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A request that the model can run."""
-
-    prompt: str
-    request: dict[str, Any]
-    """What the client wrote."""
-    sampling: dict[str, Any]
-    """What it came to; "loras" is a part of it, where there are any, as a list of names and strengths."""
-    priority: int
-    inputs: Mapping[str, Reference] = field(default_factory=dict)
-    """The images and videos that it is made from, by the names in `MEDIA`, and `EXTENDS`."""
 
 
 class Planner:
@@ -88,7 +68,7 @@ class Planner:
         self._settings = settings
         self.streams = model.entry.streams
         kind: type[SamplingParam] = resolve(model.entry.sampling)
-        self.takes = (*kind.needs, *kind.takes)
+        self.takes, self._sized_by = (*kind.needs, *kind.takes), kind.sized_by
         self.needs, self.default = self._needed(kind)
         self._most = settings.max_size_factor * self._size(self.default)
         self.multiple, self.frame_step = self._step("width"), self._step("num_frames")
@@ -127,12 +107,12 @@ class Planner:
         if request.seconds is not None:
             if request.num_frames is not None:
                 raise bad("seconds", "and num_frames both set the length; give one of them")
-            self._set_frames(request.seconds, fields, inputs)
+            self._set_frames(request.seconds, fields)
         sampling = self._checked(request.prompt, fields, wrote, inputs)
         return self._plan(request, wrote, sampling, inputs)
 
     def extension(self, request: ExtendRequest, given: Mapping[str, Reference]) -> Plan:
-        """The plan of a request to make a video longer: one that starts with its last frame, of its size and pace.
+        """The plan of a request to make a video longer: one that starts with its last frames, of its size and pace.
 
         Raises:
             ApiError: 400, with the field; also where the model cannot.
@@ -143,12 +123,13 @@ class Planner:
         source = given.get("video")
         if source is None:
             raise ApiError(400, "video: is missing", param="video", code="missing_required_parameter")
-        inputs = {EXTENDS: source}
-        fields = self._fields(wrote) | {"width": source.look.width, "height": source.look.height,
-                                        "fps": rate_of(source, self.default.fps)}  # fmt: skip
+        fields = self._fields(wrote) | {"fps": rate_of(source, self.default.fps)}
+        source = self._going_on(source, request.seconds, fields)
+        inputs, size = {EXTENDS: source}, {"width": source.look.width, "height": source.look.height}
+        fields |= size
         self._set_steps(request, fields)
-        self._set_frames(request.seconds, fields, inputs, more=1)
-        if fields["num_frames"] < 2:
+        self._set_frames(request.seconds, fields, source)
+        if fields["num_frames"] <= source.look.repeated:
             raise bad("seconds", f"{request.seconds} add no frame at {fields['fps']} a second; ask for more")
         sampling = self._checked(request.prompt, fields, wrote, inputs)
         return self._plan(request, wrote | extended(inputs), sampling, inputs)
@@ -198,10 +179,10 @@ class Planner:
                        param=name, code="unsupported_by_model")  # fmt: skip
 
     def check_extends(self) -> None:
-        """Raise a 400 unless the model can make a video go on from an image."""
-        if "image" not in self.takes or set(self.needs) - {"image"}:
-            raise ApiError(400, f"video: {self._names[0]} cannot extend videos, as it does not start from one image",
-                           param="video", code="unsupported_by_model")  # fmt: skip
+        """Raise a 400 unless the model can make a video go on, from some frames or from an image."""
+        if not {"image", GOES_ON} & set(self.takes) or set(self.needs) - {"image"}:
+            raise ApiError(400, f"video: {self._names[0]} cannot extend videos, as it starts from no image and no "
+                           "frames alone", param="video", code="unsupported_by_model")  # fmt: skip
 
     def runs(self, **fields: Any) -> bool:
         """Whether the model can make a video of these sampling parameters, with what it needs beside them."""
@@ -222,7 +203,12 @@ class Planner:
         made: dict[str, Any] = {name: clip if name in VIDEOS or name == "mask_video" else picture for name in media}
         if "reference_images" in made:
             made["reference_images"] = [picture]
-        return made | ({"image_fit": "stretch"} if {"image", "video"} & set(media) else {})
+        return made | ({"image_fit": "stretch"} if set(self._sized_by) & set(media) else {})
+
+    @staticmethod
+    def _clip(frames: int) -> dict[str, Any]:
+        """What stands in for frames to go on from."""
+        return {GOES_ON: np.zeros((frames, TINY, TINY, 3), np.uint8), "image_fit": "stretch"}
 
     @staticmethod
     def _size(sampling: SamplingParam) -> int:
@@ -281,7 +267,7 @@ class Planner:
 
     def _follow(self, inputs: Mapping[str, Reference], fields: dict[str, Any], wrote: dict[str, Any]) -> None:
         """Take the size from an image or a video, and the length and pace from a video, but for what was written."""
-        shown = inputs.get("image", inputs.get("video"))
+        shown = next((inputs[name] for name in self._sized_by if name in inputs), None)
         if shown is None:
             if "image_fit" in wrote:
                 raise bad("image_fit", "does nothing without an image or a video; leave it out")
@@ -290,12 +276,12 @@ class Planner:
             within = {name: fields.get(name, getattr(self.default, name)) for name in ("height", "width")}
             fields["height"], fields["width"] = proportioned(shown, SamplingParam(**within), self.multiple)
         fields["image_fit"] = "stretch"
-        video = inputs.get("video")
-        if video is not None and "fps" not in wrote:
-            fields["fps"] = rate_of(video, fields.get("fps", self.default.fps))
-        if video is not None and not {"num_frames", "seconds"} & wrote.keys():
-            start = (video.look.frames - 1) % self.frame_step
-            fields["num_frames"] = video.look.frames - start
+        videos = [inputs[name] for name in VIDEOS if name in inputs]
+        if videos and "fps" not in wrote:
+            fields["fps"] = rate_of(videos[0], fields.get("fps", self.default.fps))
+        if videos and not {"num_frames", "seconds"} & wrote.keys():
+            frames = min(video.look.frames for video in videos)
+            fields["num_frames"] = frames - (frames - 1) % self.frame_step
 
     def _set_steps(self, request: Settings, fields: dict[str, Any]) -> None:
         quality = {"auto": None, "standard": "medium", "hd": "high"}.get(request.quality or "auto", request.quality)
@@ -308,20 +294,37 @@ class Planner:
         if steps > most:
             raise bad("num_inference_steps", f"{steps} are more than this server allows; at most {most}")
 
-    def _set_frames(
-        self, asked: str | float, fields: dict[str, Any], inputs: Mapping[str, Reference], more: int = 0
-    ) -> None:
-        """The nearest number of frames that the model makes to `asked` seconds and `more` frames."""
+    def _going_on(self, source: Reference, seconds: str | float, fields: dict[str, Any]) -> Reference:
+        """`source`, with how many of its last frames the model is shown. Where it takes several, these are as many as
+        there is room for beside the new ones in a video of its usual length."""
+        if GOES_ON not in self.takes:
+            return source
+        have = source.look.frames
+        room = min(have, max(0, self.default.num_frames - self._wanted(seconds, fields)))
+        for shown in (*range(room, 0, -1), *range(room + 1, have + 1)):
+            if self.runs(num_frames=shown + self.frame_step, **self._clip(shown)):
+                return replace(source, look=replace(source.look, shown=shown))
+        raise bad("video", f"has {have} frames, too few for this model to go on from")
+
+    def _wanted(self, asked: str | float, fields: dict[str, Any]) -> int:
+        """How many frames `asked` seconds are."""
         try:
             seconds = float(asked)
         except ValueError:
             seconds = 0
         if not 0 < seconds <= 3600:
             raise bad("seconds", f"{asked!r} must be a number above 0, at most 3600")
-        wanted = max(1, round(seconds * fields.get("fps", self.default.fps)) + more)
+        return round(seconds * fields.get("fps", self.default.fps))
+
+    def _set_frames(self, asked: str | float, fields: dict[str, Any], source: Reference | None = None) -> None:
+        """The nearest number of frames that the model makes to `asked` seconds, after those of `source` that it is
+        shown."""
+        more, shown = (0, 0) if source is None else (source.look.repeated, source.look.shown)
+        wanted = max(1, self._wanted(asked, fields) + more)
         fields["num_frames"] = wanted
         self._check_most("seconds", **fields)
         tried = {name: value for name, value in fields.items() if name not in ("strength", "image_fit")}
+        tried |= self._clip(shown) if shown else {}
         for distance in range(SEARCH // 2):
             for frames in (wanted + distance, wanted - distance):
                 if frames > 0 and self.runs(**tried | {"num_frames": frames}):
@@ -343,21 +346,26 @@ class Planner:
         named = ("size", "num_frames", "seconds", "n")
         largest = next((name for name in named if name in wrote), "video" if EXTENDS in inputs else "size")
         self._check_most("input_reference" if "video" in inputs and largest == "size" else largest, **fields)
-        media = ["image" if name == EXTENDS else name for name in inputs]
+        going_on = inputs[EXTENDS].look.shown if EXTENDS in inputs else 0
+        media = ["image" if name == EXTENDS else name for name in inputs if name != EXTENDS or not going_on]
         frames = min((shown.look.frames for name, shown in inputs.items() if name in VIDEOS), default=1)
+        stand_ins = self._stand_ins(media, frames) | (self._clip(going_on) if going_on else {})
         try:
-            sampling = self._model.check_request(prompt, **fields | self._stand_ins(media, frames))
+            sampling = self._model.check_request(prompt, **fields | stand_ins)
         except ValueError as error:
             raise ApiError(400, str(error), param=field_of(error, wrote, inputs), code="invalid_value") from None
-        if "mask" in inputs and "video" in inputs:
-            mask, video = inputs["mask"].look, inputs["video"].look
-            if (mask.width, mask.height) != (video.width, video.height):
-                raise bad(
-                    "mask", f"is {mask.width}x{mask.height}, and the video {video.width}x{video.height}; scale it"
-                )
-            if 1 < mask.frames < sampling.num_frames:
-                raise bad("mask", f"has {mask.frames} frames; give one image, or at least {sampling.num_frames} frames")
+        for name, of in MASKS.items():
+            if name in inputs and of in inputs:
+                self._check_mask(name, inputs[name].look, of, inputs[of].look, sampling.num_frames)
         return sampling
+
+    @staticmethod
+    def _check_mask(name: str, mask: Look, of: str, video: Look, frames: int) -> None:
+        what = "the video" if of == "video" else of
+        if (mask.width, mask.height) != (video.width, video.height):
+            raise bad(name, f"is {mask.width}x{mask.height}, and {what} is {video.width}x{video.height}; scale it")
+        if 1 < mask.frames < frames:
+            raise bad(name, f"has {mask.frames} frames; give one image, or at least {frames} frames")
 
     def _plan(
         self, request: Settings, wrote: dict[str, Any], sampling: SamplingParam, inputs: dict[str, Reference]
@@ -366,27 +374,3 @@ class Planner:
             raise bad("negative_prompt", f"does nothing without guidance (guidance_scale={sampling.guidance_scale:g}); "
                                          "leave it out, or set guidance_scale above 1")  # fmt: skip
         return Plan(request.prompt, wrote, stored(sampling, wrote.get("loras")), request.priority or 0, inputs)
-
-
-def extended(inputs: Mapping[str, Reference]) -> dict[str, Any]:
-    """What is noted of a video that is made longer: how many frames are before the new ones."""
-    return {"extends_frames": inputs[EXTENDS].look.frames} if EXTENDS in inputs else {}
-
-
-def field_of(
-    error: ValueError, wrote: dict[str, Any], inputs: Mapping[str, Reference], aliases: Mapping[str, str] = OF_FIELD
-) -> str | None:
-    """The field of the request that `error` is about, of those that the client gave where several could be."""
-    begins = re.match(r"(\w+)[=:]", str(error))
-    name = error.name if isinstance(error, RuleError) else begins[1] if begins else None
-    for alias, of in (("seconds", "num_frames"), ("quality", "num_inference_steps")):
-        name = alias if name == of and alias in wrote else name
-    if EXTENDS in inputs and name in ("height", "width", "image"):
-        return "video"
-    return None if name is None else aliases.get(name, name)
-
-
-def stored(sampling: SamplingParam, loras: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    """The sampling parameters that make the result what it is, and the LoRAs if there are any."""
-    kept = {name: value for name, value in sampling.to_dict().items() if name not in NOT_STORED}
-    return kept | ({"loras": loras} if loras else {})

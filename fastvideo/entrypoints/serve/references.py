@@ -58,6 +58,13 @@ class Look:
     height: int
     frames: int = 1
     fps: float | None = None
+    shown: int = 0
+    """Of a video to go on from: its last frames that the model is shown as a clip; 0: the last one, as an image."""
+
+    @property
+    def repeated(self) -> int:
+        """How many frames of what the model makes of a video to go on from are in that already."""
+        return max(1, self.shown)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from fastvideo.entrypoints.serve.errors import ApiError
 
 SAMPLING_FIELDS = (
     "negative_prompt", "num_frames", "fps", "num_inference_steps", "guidance_scale", "guidance_scale_2",
-    "guidance_rescale", "seed", "strength", "image_fit",
+    "guidance_rescale", "seed", "strength", "mode", "image_fit",
 )  # fmt: skip
 """Fields of a request that are sampling parameters by the same name; none of them names a file."""
 OTHER_VIDEOS = ("pose_video", "face_video", "background_video", "mask_video")
@@ -74,6 +74,9 @@ class VideoRequest(Settings):
     num_frames: int | None = Field(None, description="Frames, in place of seconds.")
     fps: int | None = Field(None, ge=1, le=240, description="Frames a second of the file.")
     strength: float | None = Field(None, description="How much of a given video is made anew, above 0 to 1.")
+    mode: Literal["animate", "replace"] | None = Field(
+        None, description="Whether the one in the image moves, or takes the place of somebody in background_video."
+    )
     image_fit: Literal["area", "stretch"] | None = Field(
         None, description="How the size follows a given image or video."
     )

@@ -224,7 +224,11 @@ class Runner(threading.Thread):
         every = self._settings.preview_every if job.kind == "video" else 0
         media = media_for(job, self._files, folder)
         self._loras.use(fields.pop("loras", []))
-        with self.streams.growing(job, folder) if self._streams(generator, job) else nullcontext() as on_chunk:
+        with (
+            self.streams.growing(job, folder, self._files)
+            if self._streams(generator, job)
+            else nullcontext() as on_chunk
+        ):
             more: dict[str, Any] = {} if on_chunk is None else {"on_chunk": on_chunk}
             made = generator.generate_video(
                 job.prompt, progress=report, cancel=current.token, preview_every=every, **fields, **media, **more

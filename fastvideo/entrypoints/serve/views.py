@@ -72,8 +72,8 @@ def seconds_of(sampling: dict[str, Any]) -> str:
 def shown_sampling(job: Job) -> dict[str, Any]:
     """The sampling parameters of a job as its video has them: with the frames that it continues, and no Nones."""
     sampling = {name: value for name, value in job.sampling.items() if value is not None}
-    before = job.request.get("extends_frames")
-    return sampling | ({"num_frames": before + sampling["num_frames"] - 1} if before else {})
+    before, again = job.request.get("extends_frames"), job.request.get("repeats_frames", 1)
+    return sampling | ({"num_frames": before + sampling["num_frames"] - again} if before else {})
 
 
 def video_of(job: Job, *, live: dict[str, Any] | None = None, position: int | None = None,
