@@ -13,6 +13,7 @@ from fastvideo.configs.base import Assignable, require_bool, require_number, req
 from fastvideo.configs.combinations import HOST_OFFLOAD, check_combinations, keeps_weights
 from fastvideo.configs.pipelines.base import PRECISIONS, PipelineConfig
 from fastvideo.configs.quantization import QUANTIZATIONS
+from fastvideo.configs.sample.speed import QUALITIES
 from fastvideo.utils import require, require_known
 
 DEVICES = ("auto", "cuda", "cpu", "mps")
@@ -92,6 +93,10 @@ class FastVideoArgs(Assignable):
     """Of the weights of the diffusion transformer's linear layers: int8, int8_dynamic, fp8, fp8_dynamic or nf4."""
     text_encoder_quantization: str | None = None
     """The same, of the text encoder's."""
+    quality: str = "exact"
+    """exact; or high or fast: requests that do not say otherwise have that quality, and of what is not given it picks
+    precision and quantization, where `fastvideo tune` measured on this machine that this is quicker and keeps to the
+    level's error budget."""
     transformer_path: str | None = None
     """A GGUF file with the weights of the diffusion transformer, in place of the repo's."""
     transformer_2_path: str | None = None
@@ -341,6 +346,7 @@ class FastVideoArgs(Assignable):
             path = getattr(self, f"{name}_path")
             text = path is None or (isinstance(path, str) and path.endswith(".gguf"))
             require(text, f"{name}_path", path, "must be the path of a .gguf file")
+        require(self.quality in QUALITIES, "quality", self.quality, f"must be one of {', '.join(QUALITIES)}")
 
     def _check_compile(self) -> None:
         require_bool("enable_torch_compile", self.enable_torch_compile)

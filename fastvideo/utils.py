@@ -5,12 +5,16 @@ import hashlib
 import importlib
 import json
 import os
+import platform
 import shutil
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+PRODUCTS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+"""Of a processor's flags, those that decide how fast matrix products are."""
 
 
 def resolve(reference: str) -> Any:
@@ -119,3 +123,14 @@ def sha256_file(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def processor() -> tuple[str, tuple[str, ...]]:
+    """The processor's name, and those of `PRODUCTS` that it has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine(), ()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    there = fields.get("flags", "").split()
+    return fields.get("model name", platform.machine()), tuple(flag for flag in PRODUCTS if flag in there)

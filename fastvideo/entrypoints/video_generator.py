@@ -16,7 +16,7 @@ from fastvideo.entrypoints.adapters import Adapters, LoraMethods
 from fastvideo.entrypoints.media import Frames, output_file, output_files, write_video
 from fastvideo.entrypoints.media_inputs import digests, fitted, read_media
 from fastvideo.entrypoints.metadata import clip_metadata
-from fastvideo.entrypoints.quality import Tuned, find_tuned, in_plain_fields
+from fastvideo.entrypoints.quality import EXACT, Tuned, find_tuned, in_plain_fields, loaded_for
 from fastvideo.entrypoints.result import GenerationResult, to_frames
 from fastvideo.entrypoints.streaming import StreamMethods, VideoChunk
 from fastvideo.entrypoints.watch import ProgressBar, control_of, interrupt_cancels
@@ -62,6 +62,7 @@ class VideoGenerator(LoraMethods, StreamMethods):
         self.entry = entry
         self.args = args
         self.pipeline_config = pipeline_config
+        self.loaded = EXACT
         self._executor: Executor | None = executor
         self._lock = threading.Lock()
         self._checker: ComposedPipelineBase | None = None
@@ -85,10 +86,11 @@ class VideoGenerator(LoraMethods, StreamMethods):
         repo = with_weights(resolve_repo(args.model, args.revision), args.weight_paths)
         entry = repo.entry
         pipeline_config = args.resolved_pipeline_config(resolve(entry.pipeline_config)())
+        args, pipeline_config, loaded = loaded_for(repo, args, pipeline_config, kwargs)
         if args.memory is not None:
             # imported on use: it runs parts of the model in another process
             fitted = resolve("fastvideo.entrypoints.planning.choose:fitted")
-            args, pipeline_config = fitted(repo, args, pipeline_config, frozenset(kwargs))
+            args, pipeline_config = fitted(repo, args, pipeline_config, kwargs.keys() | loaded.options.keys())
         layout = choose_layout(repo, args, pipeline_config)
         adapters = Adapters(repo)
         for nickname, (path, strength) in args.loras().items():
@@ -100,6 +102,7 @@ class VideoGenerator(LoraMethods, StreamMethods):
         where = platform.device_type + (f" ({layout.world} processes: {layout})" if layout.world > 1 else "")
         logger.info("%s loaded on %s in %.1f s", args.model, where, time.perf_counter() - started)
         generator = cls(repo=repo, entry=entry, args=args, pipeline_config=pipeline_config, executor=executor)
+        generator.loaded = loaded
         if adapters.known:
             try:
                 generator._adapt(lambda now: adapters)
@@ -345,7 +348,7 @@ class VideoGenerator(LoraMethods, StreamMethods):
             sampling = copy.copy(sampling_param)
         sampling.update(**fields)
         sampling.check()
-        return in_plain_fields(sampling, self.args.model, self.entry, self._tuned)
+        return in_plain_fields(sampling, self.args.model, self.entry, self._tuned, self.loaded)
 
     def _tuned(self) -> Tuned | None:
         return self._running().on_first(lambda: find_tuned(weight_hashes(self.repo)))

@@ -2,13 +2,13 @@
 
 import ctypes
 import os
-import platform
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fastvideo.platforms.base import Platform
+from fastvideo.utils import processor
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _CGROUP_STATS = (Path("/sys/fs/cgroup/memory.stat"), Path("/sys/fs/cgroup/memory/memory.stat"))
@@ -21,7 +21,7 @@ class CPUPlatform(Platform):
     device_type = "cpu"
 
     def name(self) -> str:
-        return platform.processor() or platform.machine() or "CPU"
+        return processor()[0] or "CPU"
 
     def why_unavailable(self) -> str | None:
         return None

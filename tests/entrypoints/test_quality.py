@@ -1,5 +1,6 @@
 """`quality`, and what else stands for fields: looked up before anything is computed, and told in the clip's file."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,16 +8,28 @@ from typing import Any
 import pytest
 import torch
 
-from fastvideo import VideoGenerator
+from fastvideo import PipelineConfig, VideoGenerator
 from fastvideo.configs.registry import MODELS
 from fastvideo.configs.sample import SamplingParam
 from fastvideo.entrypoints.cli.main import main
 from fastvideo.entrypoints.media import read_metadata
-from fastvideo.entrypoints.quality import FORMAT, MEASURED_AT, Tuned, file_of, find_tuned, in_plain_fields
+from fastvideo.entrypoints.quality import (
+    FORMAT,
+    MEASURED_AT,
+    Loaded,
+    Tuned,
+    file_of,
+    find_tuned,
+    in_plain_fields,
+    loaded_for,
+    machine_of,
+)
 from fastvideo.entrypoints.result import GenerationResult
 from fastvideo.entrypoints.tune.measure import psnr
+from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.models.loader.repo import resolve_repo
 from fastvideo.models.loader.weights import weight_hashes
+from fastvideo.platforms import current_platform
 
 CAT = "a red cat walks over the sea"
 SMALL: dict[str, Any] = {
@@ -34,6 +47,19 @@ TUNED: Tuned = {
     "coefficients": {"magcache": [1.0, 0.9], "teacache": [2.0, 0.0]},
     "levels": {"high": {"fields": CHOSEN}},
 }
+PICKED = {"precision": "bf16", "quantization": "int8_dynamic"}
+HERE = machine_of(current_platform("cpu"))
+WITH_PRECISION: Tuned = {
+    **TUNED,
+    "pipeline_config": PipelineConfig().to_dict(),
+    "machine": HERE,
+    "loadings": [],
+    "levels": {
+        "high": {"fields": CHOSEN, "loading": None},
+        "fast": {"fields": CHOSEN, "loading": {"options": PICKED, "times_as_fast": 1.5, "keeps": ["fast"]}},
+    },
+}
+"""A measurement in which a precision is picked for one level."""
 ENTRIES = {entry.name: entry for entry in MODELS}
 
 
@@ -82,6 +108,92 @@ def test_quality_is_the_fields_that_were_chosen(
     file.write_text(json.dumps({**TUNED, "format": FORMAT + 1}))
     with pytest.raises(ValueError, match=r"is of another version; run fastvideo tune again"):
         make(generator, quality="high")
+
+
+def loaded(repo: Path, tuned: Tuned, *explicit: str, **options: Any) -> tuple[FastVideoArgs, PipelineConfig, Loaded]:
+    """What `tuned` makes of a load for "fast" with these options."""
+    args = FastVideoArgs(model=str(repo), device="cpu", **{"quality": "fast", **options})
+    file = file_of(weight_hashes(resolve_repo(repo)))
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(tuned))
+    return loaded_for(resolve_repo(repo), args, args.resolved_pipeline_config(PipelineConfig()), explicit)
+
+
+def test_a_quality_picks_the_precision_that_was_measured_here(
+    wan_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FASTVIDEO_CACHE_ROOT", str(tmp_path))
+    caplog.set_level("INFO", "fastvideo")
+    args, config, found = loaded(wan_repo, WITH_PRECISION)
+    assert (args.precision, args.quantization, config.dit_precision) == ("bf16", "int8_dynamic", "bf16")
+    assert found == Loaded("fast", PICKED, ("fast",))
+    assert "precision='bf16', quantization='int8_dynamic', a step 1.50 times as fast" in caplog.text
+    level = WITH_PRECISION["levels"]["fast"]
+    nothing = {**WITH_PRECISION, "levels": {"fast": {**level, "loading": None}}}
+    other = {**PipelineConfig().to_dict(), "dit_precision": "fp16"}
+    for tuned, explicit, options, reason in (
+        (nothing, (), {}, "none that was measured is quicker and keeps to the error budget"),
+        ({**WITH_PRECISION, "machine": "a toaster"}, (), {}, "it was measured on another machine (a toaster)"),
+        ({**TUNED, "format": 1, "pipeline_config": {}, "levels": {"fast": {"fields": CHOSEN}}}, (), {},
+         "none was measured; run fastvideo tune"),
+        (WITH_PRECISION, ("precision",), {"precision": "fp32"}, "precision is given"),
+        (WITH_PRECISION, ("quantization",), {"quantization": "int8"}, "quantization is given"),
+        ({**WITH_PRECISION, "pipeline_config": other}, (), {}, "it was measured against another one"),
+        (WITH_PRECISION, ("lora_path",), {"lora_path": "a.safetensors"}, "does not go with quantization="),
+        (WITH_PRECISION, ("num_gpus",), {"num_gpus": 2}, "it was measured on one device"),
+    ):  # fmt: skip
+        caplog.clear()
+        args, _, found = loaded(wan_repo, tuned, *explicit, **options)
+        assert found == Loaded("fast")
+        assert (args.precision, args.quantization) == (options.get("precision", "auto"), options.get("quantization"))
+        assert "quality='fast': the precision stays as it is: " in caplog.text
+        assert reason in caplog.text
+    # and a level that is nothing but the precision is refused without it
+    alone = {**WITH_PRECISION, "machine": "a toaster", "levels": {"fast": {**level, "fields": {}}}}
+    with pytest.raises(ValueError, match=r"quality='fast': is a precision alone on .*, and it was measured on another"):
+        loaded(wan_repo, alone)
+    with pytest.raises(ValueError, match="quality='high': nothing that saves block runs keeps to its error budget"):
+        loaded(wan_repo, nothing, quality="high")
+
+
+def test_requests_have_the_quality_that_the_model_was_loaded_for() -> None:
+    def of(loaded: Loaded, **fields: Any) -> SamplingParam:
+        return in_plain_fields(SamplingParam(**{**SMALL, **fields}), "m", ENTRIES["wan2.1-t2v"], lambda: WITH_PRECISION,
+                               loaded)  # fmt: skip
+
+    picked, plainly = Loaded("fast", PICKED, ("fast",)), Loaded("fast")
+    assert (of(picked).cache_threshold, of(plainly).cache_threshold, of(Loaded()).cache) == (0.3, 0.3, "none")
+    # constants of the user's stay as they are
+    assert (of(picked, cache="fbcache").cache_threshold, of(picked, cache="fbcache").cfg_gate_step) == (None, None)
+    assert of(plainly, quality="exact").cache == "none"
+    assert of(plainly, quality="high").cache == "fbcache"
+    for quality in ("exact", "high"):
+        with pytest.raises(ValueError, match=f"quality='{quality}': the weights were loaded for quality='fast', with "
+                           f"precision='bf16', .*; load the model with quality='{quality}'"):  # fmt: skip
+            of(picked, quality=quality)
+    assert of(dataclasses.replace(picked, keeps=("high", "fast")), quality="high").cache == "fbcache"
+    assert of(picked).quality == of(Loaded()).quality == "exact"  # as a file has it
+
+
+def test_a_model_that_is_loaded_for_a_quality(
+    wan_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FASTVIDEO_CACHE_ROOT", str(tmp_path))
+    loaded(wan_repo, WITH_PRECISION)
+    with VideoGenerator.from_pretrained(wan_repo, device="cpu", quality="fast") as generator:
+        fast = make(generator)
+    with VideoGenerator.from_pretrained(wan_repo, device="cpu", **PICKED) as generator:
+        same = make(generator, **CHOSEN)
+    assert torch.equal(fast.samples, same.samples)
+    assert fast.saved_block_runs == same.saved_block_runs > 0
+    clip = tmp_path / "clip.gif"
+    size = ["--size", "32x32", "--frames", "5", "--steps", "6", "--guidance", "4", "--generator.device", "cpu"]
+    assert main(["generate", CAT, "--model", str(wan_repo), *size, "--quality", "fast", "-o", str(clip)]) == 0
+    metadata = read_metadata(clip)
+    assert {name: metadata[name] for name in PICKED} == PICKED
+    assert (metadata["request"]["quality"], metadata["request"]["cache"]) == ("exact", "fbcache")
+    assert main(["replay", str(clip), "-o", str(tmp_path / "again.gif")]) == 0
+    assert "the same, bit for bit" in capsys.readouterr().out
 
 
 def test_what_was_measured_elsewhere_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ import torch
 from fastvideo import VideoGenerator
 from fastvideo.configs.sample import SamplingParam
 from fastvideo.entrypoints.cli.main import main
-from fastvideo.entrypoints.quality import find_tuned
-from fastvideo.entrypoints.tune import plot, search
-from fastvideo.entrypoints.tune.measure import MOST_DB, Bench, Point, Recorder, psnr
+from fastvideo.entrypoints.quality import find_tuned, in_words, machine_of
+from fastvideo.entrypoints.tune import loadings, plot, search
+from fastvideo.entrypoints.tune.measure import MOST_DB, Bench, Clip, Point, Recorder, psnr
 from fastvideo.entrypoints.tune.prompts import prompts_for
 from fastvideo.models.loader.repo import resolve_repo
 from fastvideo.models.loader.weights import weight_hashes
+from fastvideo.platforms import current_platform
 from tests.pipelines.test_wan_pipeline import CAT, load, load_reference
 
 STEPS = 6
@@ -121,6 +123,66 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
         prompts_for("any", 1, str(tmp_path / "none.txt"))
 
 
+def options(step: float, mean: float, levels: dict[str, tuple[float, float]], **given: str) -> loadings.Loading:
+    """A loading whose steps take so long, and with the fields of `levels` so long with that PSNR."""
+    return loadings.Loading(
+        options=dict(given), alone=Point(fields={}, psnr=(mean,), saved=0.0, step=step), times=1.0 / step,
+        levels={level: Point(fields={}, psnr=(psnr,), saved=0.5, step=one) for level, (one, psnr) in levels.items()},
+    )  # fmt: skip
+
+
+def test_a_precision_is_picked_where_it_is_quicker_and_keeps_the_budget() -> None:
+    high, fast = (search.BUDGETS[level] + search.MARGIN for level in ("high", "fast"))
+    chosen = {level: Point(fields={"cache": "fbcache"}, psnr=(60.0,), saved=0.5, step=0.5) for level in search.BUDGETS}
+    bf16 = options(0.7, 50, {"high": (0.35, high), "fast": (0.3, high)}, precision="bf16")
+    int8 = options(0.5, 40, {"high": (0.25, high - 0.1), "fast": (0.2, fast)}, quantization="int8_dynamic")
+    slow = options(1.2, 60, {}, quantization="nf4")
+    assert loadings.pick([slow, bf16, int8], chosen, own=1.0) == {"high": bf16, "fast": int8}
+    assert (bf16.keeps, int8.keeps, slow.keeps) == (["high", "fast"], ["fast"], [])
+    # what is not clearly quicker than the fields alone is left, and without fields a step is as long as an exact one
+    near = options(0.7, 50, {"high": (0.48, high), "fast": (0.97, high)}, precision="bf16")
+    assert loadings.pick([near], {"high": chosen["high"]}, own=1.0) == {}
+    assert loadings.pick([near], {}, own=1.0) == {"high": near}
+    rows = loadings.loading_rows([bf16, int8, slow], {"high": bf16, "fast": int8}, {"fast": int8.levels["fast"]}, 1.0)
+    assert rows[2] == ("precision='bf16'", "0.700", "1.43", "50.0", "50.0", f"{high:.1f}", f"{high:.1f}", "high")
+    assert rows[-1][-1] == "fast, on 1 other clips"
+
+
+def test_what_is_not_quicker_is_measured_alone_and_on_few_clips() -> None:
+    seen: list[tuple[str, str, int]] = []
+
+    class Timed(Bench):
+        """A bench of a model that takes so long."""
+
+        def __init__(self, name: str, step: float, value: float) -> None:
+            self.name, self.step, self.value = name, step, value
+
+        def measure(self, fields: dict[str, object], clips: Any, floor: float = 0.0) -> Point:
+            seen.append((self.name, str(fields.get("cache", "")), len(clips)))
+            return Point(fields=fields, psnr=(self.value,) * len(clips), saved=0.0, step=self.step)
+
+    speed = {"bf16": (0.7, 50.0), "int8": (0.8, 55.0), "int8_dynamic": (0.5, 45.0), "fp8": (0.1, 20.0)}
+
+    def load(given: dict[str, str]) -> Bench:
+        name = given.get("quantization", given["precision"])
+        assert given["precision"] == "bf16"  # the quicker of the two
+        return Timed(name, *speed[name])
+
+    def why_not(given: dict[str, str]) -> str | None:
+        return None if given.get("quantization", "bf16") in speed else "does not run here"
+
+    clips = [Clip(CAT, seed, torch.zeros(1), 1.0) for seed in range(3)]
+    chosen = {"fast": point(0.5, 60.0, cache="fbcache")}
+    found = loadings.search_loadings(load, why_not, clips, chosen, own=1.0)
+    assert [in_words(one.options) for one in found][::3] == ["precision='bf16'", "precision='bf16', quantization='fp8'"]
+    alone = [name for name, cache, _ in seen if not cache]
+    assert alone == ["bf16", "bf16", "int8", "int8_dynamic", "int8_dynamic", "fp8"]
+    assert [(name, count) for name, cache, count in seen if cache] == [("bf16", 3), ("int8_dynamic", 3)]
+    # int8 is no quicker than whole weights in bf16, and fp8 too far away
+    assert [sorted(one.levels) for one in found] == [["fast", "high"], [], ["fast", "high"], []]
+    assert found[2].times == 2.0
+
+
 def test_the_command(
     wan_repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +190,9 @@ def test_the_command(
     monkeypatch.setattr(search, "CACHES", {"fbcache": (1e-6, 0.3), "magcache": (0.5,)})
     monkeypatch.setattr(search, "GUIDANCE", ({"cfg_gate_step": 0.5}, {"guidance_interval": (0.5, 1.0)}))
     monkeypatch.setattr(search, "BUDGETS", {"high": 10.0, "fast": 5.0})
+    monkeypatch.setattr(loadings, "BUDGETS", {"high": 10.0, "fast": 5.0})
+    monkeypatch.setattr(loadings, "METHODS", ("int8_dynamic",))
+    monkeypatch.setattr(loadings, "QUICKER", 100.0)  # a model this small is quicker in nothing
     flags = "--size 32x32 --frames 5 --steps 6 --guidance 4 --clips 1 --held-out 2 --precision fp32 --device cpu"
     assert main(["tune", str(wan_repo), *flags.split()]) == 0
     out = capsys.readouterr().out
@@ -146,6 +211,18 @@ def test_the_command(
     assert math.isfinite(high["held_out"]["lowest"])
     assert "high, on 2 other clips" in out
     assert len(list((tmp_path / "tuned").glob("*.png"))) == 1
+    # the precision goes with the level: it is the quicker one, and the two together keep to the budget
+    assert [one["options"] for one in tuned["loadings"]] == [
+        {"precision": "bf16"}, {"precision": "bf16", "quantization": "int8_dynamic"},
+    ]  # fmt: skip
+    assert tuned["loadings"][0]["levels"]["high"]["lowest"] >= 15
+    assert tuned["machine"] == machine_of(current_platform("cpu"))
+    loading = high["loading"]
+    assert loading["options"] in [one["options"] for one in tuned["loadings"]]
+    assert loading["held_out"]["clips"] == 2
+    assert "precision='bf16', quantization='int8_dynamic'" in out
+    with VideoGenerator.from_pretrained(wan_repo, device="cpu", quality="high") as generator:
+        assert {name: getattr(generator.args, name) for name in loading["options"]} == loading["options"]
     with VideoGenerator.from_pretrained(wan_repo, device="cpu", precision="fp32") as generator:
         small = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 6, "guidance_scale": 4.0,
                  "save_video": False, "return_frames": True}  # fmt: skip
@@ -182,7 +259,8 @@ def test_without_matplotlib_nothing_is_measured(
 
 def test_the_picture(tmp_path: Path) -> None:
     points = [point(0.4, 41.0, 36.0, cache="fbcache", cfg_gate_step=0.5), point(0.2, 50.0, cfg_gate_step=0.5)]
-    plot.draw(points, {"high": points[0]}, "a model", tmp_path / "new" / "curve.png")
+    bf16 = options(0.7, 50, {"high": (0.35, 44.0)}, precision="bf16")
+    plot.draw(points, {"high": points[0]}, "a model", tmp_path / "new" / "curve.png", [bf16])
     assert (tmp_path / "new" / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert [plot.kind_of(one) for one in points] == [("fbcache", True), ("guidance alone", False)]
 

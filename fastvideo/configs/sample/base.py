@@ -115,8 +115,9 @@ class SamplingParam(Assignable):
     """Frames that a segment begins with, which are the last ones of the segment before; None is 1."""
     motion_encode_batch_size: int | None = None
     """Frames of the face that are looked at together: fewer take less memory; None is the model's own."""
-    quality: str = "exact"
-    """exact; or high or fast: what `fastvideo tune` chose for this model among the fields below."""
+    quality: str | None = None
+    """exact; or high or fast: what `fastvideo tune` chose for this model among the fields below. None is what the model
+    was loaded for, which is exact unless somebody said otherwise, and exact where a field below is given."""
     cache: str = "none"
     """How blocks are skipped between steps: none, fbcache, teacache (arXiv 2411.19108) or magcache (2506.09045)."""
     cache_threshold: float | None = None

@@ -52,9 +52,9 @@ def check_speed(sampling: "SamplingParam") -> None:
         ValueError: the field, its value, the rule, and what to do.
     """
     quality, cache = sampling.quality, sampling.cache
-    require(quality in QUALITIES, "quality", quality, f"must be one of {', '.join(QUALITIES)}")
+    require(quality is None or quality in QUALITIES, "quality", quality, f"must be one of {', '.join(QUALITIES)}")
     require(cache in ("none", *CACHES), "cache", cache, f"must be one of none, {', '.join(CACHES)}")
-    for name in given(sampling, SPEED) if quality != "exact" else ():
+    for name in given(sampling, SPEED) if quality not in (None, "exact") else ():
         require(False, name, getattr(sampling, name), f"quality={quality!r} picks it",
                 "leave one of them out")  # fmt: skip
     for name in given(sampling, OF_CACHE) if cache == "none" else ():

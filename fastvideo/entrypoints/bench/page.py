@@ -6,15 +6,13 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from fastvideo import __version__
 from fastvideo.entrypoints.bench.bars import bar_rows
 from fastvideo.entrypoints.bench.records import COMPILED, OURS, Ratio, Result, Settings
+from fastvideo.utils import processor
 
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
-"""Of a processor, those that decide how fast matrix products are."""
 BARS_TEXT = """\
 What the project set itself, for two cores with AMX. Work is that of the reference, and the peak is the fastest matrix
 product that was measured between the rounds of the case. Where the other already runs at a share S of it, nobody who
@@ -172,17 +170,6 @@ def machine_rows(facts: dict[str, Any]) -> list[Sequence[str]]:
         ("system", f"{platform.system()}, {platform.machine()}"),
     ]
     return [*rows, ("threads", str(facts["threads"]))]
-
-
-def processor() -> tuple[str, list[str]]:
-    """The processor's name, and those of `FLAGS` that it has."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine(), []
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    there = fields.get("flags", "").split()
-    return fields.get("model name", platform.machine()), [flag for flag in FLAGS if flag in there]
 
 
 def version_rows() -> list[Sequence[str]]:

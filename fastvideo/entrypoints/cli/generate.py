@@ -112,6 +112,8 @@ def job_of(options: Namespace) -> Job:
         engine["pipeline_config"].update(**wiring)
     if options.lora:
         engine["lora_path"] = options.lora
+    if options.quality is not None:  # of the video, and of the precision that makes it
+        engine.setdefault("quality", options.quality)
     FastVideoArgs.from_kwargs(model, **engine)
     sampling, sheet = SamplingParam.from_pretrained(model), sheet_of(options.contact_sheet)
     fields = {name: request[name] for name in REQUEST_KEYS if name in request}

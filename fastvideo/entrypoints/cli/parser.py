@@ -266,6 +266,8 @@ def plan_flags(parser: Parser) -> None:
     parser.add_argument("--memory", type=float | None, metavar="GB",
                         help="of each device (default: of the one that is here)")  # fmt: skip
     parser.add_argument("--precision", type=str, default="auto", help="of the weights: auto, fp32, bf16 or fp16")
+    parser.add_argument("--quality", type=str | None, metavar="Q",
+                        help="high or fast: plan for one device with the precision that it picks")  # fmt: skip
     for name, text in (
         ("--tp-size", "devices that hold a slice of each layer"),
         ("--sp-size", "devices that hold a part of the tokens"),

@@ -1,6 +1,6 @@
 """`fastvideo plan`: how a model would share its work among devices, and what that costs. Reads no weight."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
@@ -9,6 +9,10 @@ from fastvideo.entrypoints.cli.report import table
 from fastvideo.fastvideo_args import DEGREES, FastVideoArgs
 from fastvideo.models.loader.plan import ModelNumbers, blueprints_of, layout_of, numbers_of, step_shape
 from fastvideo.utils import require
+
+if TYPE_CHECKING:
+    from fastvideo.configs.pipelines.base import PipelineConfig
+    from fastvideo.models.loader.repo import Repo
 
 GB = 1e9
 
@@ -29,7 +33,7 @@ def run(options: Namespace) -> int:
 
     count = 2 if options.num_gpus is None else options.num_gpus
     require(count > 1, "--num-gpus", count, "must be at least 1", "use 1, or 2 or more")
-    for name, value in (("--size", options.size), ("--frames", options.frames)):
+    for name, value in (("--size", options.size), ("--frames", options.frames), ("--quality", options.quality)):
         require(value is None, name, value, "is for one device", "give --gpu-memory or --ram, or leave it out")
     asked = {name: getattr(options, name) for name in DEGREES if getattr(options, name) is not None}
     asked["use_fsdp_inference"] = options.fsdp
@@ -75,9 +79,13 @@ def one_device(options: Namespace) -> int:
         require(getattr(options, name) is None, f"--{name.replace('_', '-')}", getattr(options, name),
                 "is for several devices", "leave it out")  # fmt: skip
     on_cpu = options.gpu_memory is None
-    args = FastVideoArgs.from_kwargs(options.model, precision=options.precision, device="cpu" if on_cpu else "auto")
+    args = FastVideoArgs.from_kwargs(options.model, precision=options.precision, device="cpu" if on_cpu else "auto",
+                                     quality=options.quality or "exact")  # fmt: skip
     repo = resolve_repo(args.model)
     config = args.resolved_pipeline_config(resolve(repo.entry.pipeline_config)())
+    explicit = {"precision"} if options.precision != "auto" else set()
+    if options.quality is not None:
+        args, config, explicit = of_quality(repo, args, config, explicit)
     sampling = resolve(repo.entry.sampling)()
     if options.size is not None:
         sampling.update(**parse_size(options.size))
@@ -85,7 +93,6 @@ def one_device(options: Namespace) -> int:
         sampling.num_frames = options.frames
     sampling.check()
     ram = CPUPlatform().available_memory() if options.ram is None else options.ram * GB
-    explicit = () if options.precision == "auto" else ("precision",)
     found = ways(repo, args, config, sampling, explicit=explicit, on_cpu=on_cpu,
                  device_memory=int((options.gpu_memory or 0) * GB), host_memory=int(ram))  # fmt: skip
     chosen, seen = choose(found)
@@ -109,6 +116,24 @@ def one_device(options: Namespace) -> int:
         rows.append((stage.name, *device, f"{stage.host / GB:.2f}", seconds_text(stage.seconds), work))
     print(f"\n{chosen.words}:\n{table(rows)}")
     return 0
+
+
+def of_quality(
+    repo: "Repo", args: FastVideoArgs, config: "PipelineConfig", explicit: set[str]
+) -> tuple[FastVideoArgs, "PipelineConfig", set[str]]:
+    """`args`, `config` and `explicit` with the precision that `args.quality` picks; the log says which, or why none.
+
+    Raises:
+        ValueError: nobody measured the model, or its weights, by which a measurement is found, are not here.
+    """
+    from fastvideo.entrypoints.quality import loaded_for
+    from fastvideo.models.loader.repo import weight_sources
+
+    here = all(source.files.here(source.weight_names()) for source in weight_sources(repo))
+    require(here, "--quality", args.quality, "what was measured is found by the weights, which are not here yet",
+            "leave it out, or download the model")  # fmt: skip
+    args, config, loaded = loaded_for(repo, args, config, explicit)
+    return args, config, explicit | loaded.options.keys()
 
 
 def seconds_text(seconds: float | None) -> str:

@@ -31,6 +31,8 @@ class Clip:
     seed: int
     video: torch.Tensor
     """[1, 3, T, H, W] in [0, 1]."""
+    step: float = math.inf
+    """Seconds of a denoising step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class Point:
     """Of each clip's video to the exact one, in dB."""
     saved: float
     """Share of the block runs, the mean."""
+    step: float = math.inf
+    """Seconds of a denoising step, the least of the clips: others were slowed down by something else."""
 
     @property
     def mean(self) -> float:
@@ -66,28 +70,32 @@ class Bench:
         self.pipeline = pipeline
         self.sampling = sampling
 
-    def make(self, prompt: str, seed: int, fields: Fields) -> tuple[torch.Tensor, BlockRuns]:
-        """The video [1, 3, T, H, W] in [0, 1], and its block runs."""
+    def make(self, prompt: str, seed: int, fields: Fields) -> tuple[torch.Tensor, BlockRuns, float]:
+        """The video [1, 3, T, H, W] in [0, 1], its block runs, and seconds of a denoising step."""
         sampling = dataclasses.replace(self.sampling, seed=seed, **fields)
         negative = sampling.negative_prompt
         batch = self.pipeline.forward(ForwardBatch(prompts=[prompt], negative_prompts=[negative], sampling=sampling))
-        return written(batch.video, "video"), written(batch.block_runs, "block_runs")
+        step = batch.stage_times["denoising"] / sampling.num_inference_steps
+        return written(batch.video, "video"), written(batch.block_runs, "block_runs"), step
 
     def exact(self, prompt: str, seed: int) -> Clip:
         """The clip to compare with."""
-        return Clip(prompt, seed, self.make(prompt, seed, {})[0])
+        video, _, step = self.make(prompt, seed, {})
+        return Clip(prompt, seed, video, step)
 
     def measure(self, fields: Fields, clips: Sequence[Clip], floor: float = -math.inf) -> Point:
         """What `fields` do to `clips`; after two of them only while none is below `floor` dB, where nobody wants it."""
         found: list[float] = []
         shares: list[float] = []
+        steps: list[float] = []
         for clip in clips:
             if len(found) > 1 and min(found) < floor:
                 break
-            video, runs = self.make(clip.prompt, clip.seed, fields)
+            video, runs, step = self.make(clip.prompt, clip.seed, fields)
             found.append(psnr(video, clip.video))
             shares.append(runs.saved / sum(runs))
-        return Point(fields=fields, psnr=tuple(found), saved=sum(shares) / len(shares))
+            steps.append(step)
+        return Point(fields=fields, psnr=tuple(found), saved=sum(shares) / len(shares), step=min(steps))
 
 
 def psnr(video: torch.Tensor, exact: torch.Tensor) -> float:

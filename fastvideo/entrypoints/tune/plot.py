@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from fastvideo.entrypoints.quality import in_words
+from fastvideo.entrypoints.tune.loadings import Loading
 from fastvideo.entrypoints.tune.measure import Point
 from fastvideo.entrypoints.tune.search import BUDGETS
 from fastvideo.utils import atomic_path, require
@@ -23,8 +26,11 @@ def check_matplotlib() -> None:
         require(False, "--plot", "...", "matplotlib is missing", "pip install 'fastvideo[tune]', or use --no-plot")
 
 
-def draw(points: Sequence[Point], chosen: Mapping[str, Point], title: str, path: Path) -> None:
-    """Write `points` as a PNG to `path`; those `chosen` for a level are marked with its name."""
+def draw(
+    points: Sequence[Point], chosen: Mapping[str, Point], title: str, path: Path, loadings: Sequence[Loading] = ()
+) -> None:
+    """Write `points` as a PNG to `path`, and those of `loadings`, alone and with the fields of levels; those `chosen`
+    for a level are marked with its name."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -42,6 +48,7 @@ def draw(points: Sequence[Point], chosen: Mapping[str, Point], title: str, path:
             axis.errorbar(saved, means, yerr=[below, [0] * len(some)], fmt="D" if combined else "o", capsize=2,
                           color=COLOURS[kind], elinewidth=0.7, markersize=5, alpha=0.85,
                           label=f"{kind} and guidance" if combined else kind)  # fmt: skip
+    _draw_loadings(axis, loadings)
     for level, budget in BUDGETS.items():
         axis.axhline(budget, color="#bb3333", linewidth=0.8, linestyle="--")
         axis.annotate(f"budget of {level}", (1, budget), xycoords=("axes fraction", "data"), xytext=(-4, 3),
@@ -57,6 +64,17 @@ def draw(points: Sequence[Point], chosen: Mapping[str, Point], title: str, path:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)
+
+
+def _draw_loadings(axis: Any, loadings: Sequence[Loading]) -> None:
+    """The precisions: how many times as fast a step is stands in the legend, as the axis shows block runs."""
+    for number, loading in enumerate(loadings):
+        label = f"{in_words(loading.options)}: a step {loading.times:.2f} times as fast"
+        several = list({id(point): point for point in (loading.alone, *loading.levels.values())}.values())
+        axis.errorbar([100 * point.saved for point in several], [point.mean for point in several],
+                      yerr=[[point.mean - point.lowest for point in several], [0] * len(several)], fmt="*", capsize=2,
+                      elinewidth=0.7, markersize=9, color=f"C{number}", markeredgecolor="black",
+                      markeredgewidth=0.5, label=label)  # fmt: skip
 
 
 def kind_of(point: Point) -> tuple[str, bool]:

@@ -9,10 +9,13 @@ from typing import Any
 from jsonargparse import Namespace
 from tqdm import tqdm
 
+from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.cli.report import table
-from fastvideo.entrypoints.metadata import versions
-from fastvideo.entrypoints.quality import FORMAT, MEASURED_AT, file_of
+from fastvideo.entrypoints.metadata import QUANTIZERS, versions
+from fastvideo.entrypoints.planning.choose import check
+from fastvideo.entrypoints.quality import FORMAT, MEASURED_AT, file_of, in_words, machine_of
+from fastvideo.entrypoints.tune.loadings import Loading, Options, loading_rows, pick, search_loadings, together
 from fastvideo.entrypoints.tune.measure import Bench, Clip, Point, Recorder
 from fastvideo.entrypoints.tune.plot import check_matplotlib, draw
 from fastvideo.entrypoints.tune.prompts import prompts_for
@@ -22,6 +25,7 @@ from fastvideo.logger import init_logger
 from fastvideo.models.loader.repo import Repo, resolve_repo
 from fastvideo.models.loader.weights import weight_hashes
 from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
+from fastvideo.platforms import current_platform
 from fastvideo.utils import atomic_path, require, resolve
 
 logger = init_logger(__name__)
@@ -46,12 +50,7 @@ def run(options: Namespace) -> int:
     sampling = sampling_of(repo, options)
     prompts = prompts_for(repo.entry.name, options.clips + options.held_out, options.prompts)
     config = args.resolved_pipeline_config(resolve(repo.entry.pipeline_config)())
-    pipeline: type[ComposedPipelineBase] = resolve(repo.entry.pipeline)
-    bench = Bench(pipeline.from_repo(repo, args, config), sampling)
-    clips, coefficients = exact_clips(bench, prompts[: options.clips])
-    points = measured(bench, clips, coefficients)
-    chosen = choose(points)
-    held_out = checked(bench, prompts[options.clips :], SEED + options.clips, chosen)
+    found = search_all(Loader(repo, args, config, sampling), prompts, options.clips)
     weights = weight_hashes(repo)
     output = Path(options.output) if options.output else file_of(weights)
     content = {
@@ -60,23 +59,131 @@ def run(options: Namespace) -> int:
         "weights": weights,
         "request": {name: getattr(sampling, name) for name in MEASURED_AT},
         "pipeline_config": config.to_dict(),
-        "versions": versions(),
-        "coefficients": coefficients,
-        "levels": {
-            level: {**point.to_json(), "budget": BUDGETS[level], "held_out": told(held_out.get(level))}
-            for level, point in chosen.items()
-        },
-        "points": [without_coefficients(point) for point in points],
+        "versions": versions(QUANTIZERS),
+        "machine": machine_of(current_platform(args.device)),
+        **found.to_json(),
     }
     with atomic_path(output) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(table(rows(points, chosen, held_out)))
-    print(f"{output}: measured, and chosen for {', '.join(chosen) or 'no level'}")
+    print(table(rows(found.points, found.chosen, found.held_out)))
+    print(f"\n{table(loading_rows(found.loadings, found.picked, found.picked_held_out, found.step))}\n")
+    levels = found.levels()
+    print(f"{output}: measured, and chosen for {', '.join(levels) or 'no level'}")
     if not options.no_plot:
         picture = Path(options.plot) if options.plot else output.with_suffix(".png")
-        draw(points, chosen, f"{args.model}, {sampling.num_inference_steps} steps, {len(clips)} clips", picture)
+        title = f"{args.model}, {sampling.num_inference_steps} steps, {options.clips} clips"
+        draw(found.points, found.chosen, title, picture, found.loadings)
         print(f"{picture}: the curve")
-    return 0 if chosen.keys() == BUDGETS.keys() else 1
+    return 0 if levels.keys() == BUDGETS.keys() else 1
+
+
+class Loader:
+    """Loads one model, each time with other options beside those given."""
+
+    def __init__(self, repo: Repo, args: FastVideoArgs, config: PipelineConfig, sampling: SamplingParam) -> None:
+        """`config` has the precision that `args` ask for."""
+        self.repo, self.args, self.config, self.sampling = repo, args, config, sampling
+
+    def __call__(self, options: Options) -> Bench:
+        """A bench of the model with `options`."""
+        args, config = self._with(options)
+        pipeline: type[ComposedPipelineBase] = resolve(self.repo.entry.pipeline)
+        return Bench(pipeline.from_repo(self.repo, args, config), self.sampling)
+
+    def why_not(self, options: Options) -> str | None:
+        """Why it cannot be loaded so here, or would be the same; None when it can."""
+        args, config = self._with(options)
+        platform = current_platform(args.device)
+        if config.to_dict() == self.config.to_dict() and args.quantization is None:
+            return "it is the model's own"
+        try:
+            platform.dtype(config.dit_precision)
+            check(self.repo, config, args, platform.device_type)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def _with(self, options: Options) -> tuple[FastVideoArgs, PipelineConfig]:
+        args = dataclasses.replace(self.args, **options)
+        return args, args.resolved_pipeline_config(self.config)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Found:
+    """All that was measured of a model."""
+
+    clips: list[Clip]
+    others: list[Clip]
+    """Of prompts that nothing is chosen with."""
+    coefficients: dict[str, list[float]]
+    points: list[Point]
+    chosen: dict[str, Point]
+    held_out: dict[str, Point]
+    loadings: list[Loading] = dataclasses.field(default_factory=list)
+    picked: dict[str, Loading] = dataclasses.field(default_factory=dict)
+    picked_held_out: dict[str, Point] = dataclasses.field(default_factory=dict)
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step of an exact clip; of the others nothing was recorded meanwhile."""
+        return min(clip.step for clip in (*self.clips, *self.others))
+
+    def levels(self) -> dict[str, dict[str, Any]]:
+        """What each level stands for: fields, and where it is quicker a precision; one without either is left out."""
+        levels = {}
+        for level, budget in BUDGETS.items():
+            loading = self.picked.get(level)
+            point = self.chosen.get(level) or (loading.levels[level] if loading else None)
+            if point is not None:
+                levels[level] = {**point.to_json(), "budget": budget, "held_out": told(self.held_out.get(level)),
+                                 "loading": self._told(level, loading)}  # fmt: skip
+        return levels
+
+    def _told(self, level: str, loading: Loading | None) -> dict[str, Any] | None:
+        if loading is None:
+            return None
+        point = loading.levels[level]
+        return {"options": loading.options, "times_as_fast": round(loading.times, 3), "keeps": loading.keeps,
+                "mean": round(point.mean, 2), "lowest": round(point.lowest, 2),
+                "held_out": told(self.picked_held_out.get(level))}  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        """For the file."""
+        return {
+            "step_seconds": round(self.step, 5),
+            "coefficients": self.coefficients,
+            "levels": self.levels(),
+            "loadings": [loading.to_json() for loading in self.loadings],
+            "points": [without_coefficients(point) for point in self.points],
+        }
+
+
+def search_all(load: Loader, prompts: Sequence[str], count: int) -> Found:
+    """The fields that save block runs, in the model's own precision; then the precisions, alone and with the fields."""
+    found = search_fields(load({}), prompts, count)  # whose model is gone when the next one is loaded
+    found.loadings = search_loadings(load, load.why_not, found.clips, found.chosen, found.step)
+    found.picked = pick(found.loadings, found.chosen, found.step)
+    for loading, levels in list(together(found.picked)) if found.others else ():
+        held_out = checked(load(loading.options), found.others, {level: loading.levels[level] for level in levels})
+        found.picked_held_out |= held_out
+        for level, point in held_out.items():
+            if point.lowest < BUDGETS[level]:
+                logger.warning("%s: %s is not taken", level, in_words(loading.options))
+                del found.picked[level], found.picked_held_out[level]
+    return found
+
+
+def search_fields(bench: Bench, prompts: Sequence[str], count: int) -> Found:
+    """The exact clips, the first `count` to choose with, and the fields of each level."""
+    clips, coefficients = exact_clips(bench, prompts[:count])
+    points = measured(bench, clips, coefficients)
+    chosen = choose(points)
+    others = [
+        bench.exact(prompt, SEED + count + number)
+        for number, prompt in enumerate(tqdm(prompts[count:], desc="held-out clips", disable=None))
+    ]
+    return Found(clips=clips, others=others, coefficients=coefficients, points=points, chosen=chosen,
+                 held_out=checked(bench, others, chosen))  # fmt: skip
 
 
 def sampling_of(repo: Repo, options: Namespace) -> SamplingParam:
@@ -117,7 +224,7 @@ def measured(bench: Bench, clips: Sequence[Clip], coefficients: dict[str, list[f
 
         def measure(fields: dict[str, Any]) -> Point:
             point = bench.measure(fields, clips, floor=min(BUDGETS.values()) + MARGIN)
-            logger.info("%s: %.1f%% saved, %.1f dB, lowest %.1f", words(fields), 100 * point.saved, point.mean,
+            logger.info("%s: %.1f%% saved, %.1f dB, lowest %.1f", in_words(fields), 100 * point.saved, point.mean,
                         point.lowest)  # fmt: skip
             bar.update()
             return point
@@ -125,19 +232,18 @@ def measured(bench: Bench, clips: Sequence[Clip], coefficients: dict[str, list[f
         return search(measure, bench.sampling.guidance_scale > 1, coefficients)
 
 
-def checked(bench: Bench, prompts: Sequence[str], seed: int, chosen: dict[str, Point]) -> dict[str, Point]:
-    """Each level on prompts that were not used to choose it."""
-    found: dict[str, list[Point]] = {level: [] for level in chosen}
-    for number, prompt in enumerate(tqdm(prompts, desc="held-out clips", disable=None)):
-        clip = bench.exact(prompt, seed + number)
-        for level, point in chosen.items():
-            found[level].append(bench.measure(point.fields, [clip]))
-    together = {level: joined(several) for level, several in found.items() if several}
-    for level, point in together.items():
-        if point.lowest < BUDGETS[level]:
+def checked(bench: Bench, clips: Sequence[Clip], chosen: dict[str, Point]) -> dict[str, Point]:
+    """Each level on `clips`, of prompts that were not used to choose it."""
+    if not clips:
+        return {}
+    found = {}
+    for level, point in chosen.items():
+        shown = tqdm(clips, desc=f"held-out clips, {level}", disable=None)
+        found[level] = joined([bench.measure(point.fields, [clip]) for clip in shown])
+        if found[level].lowest < BUDGETS[level]:
             logger.warning("%s: a held-out clip is at %.1f dB, below its budget of %.0f; tune with more --clips",
-                           level, point.lowest, BUDGETS[level])  # fmt: skip
-    return together
+                           level, found[level].lowest, BUDGETS[level])  # fmt: skip
+    return found
 
 
 def joined(several: Sequence[Point]) -> Point:
@@ -146,6 +252,7 @@ def joined(several: Sequence[Point]) -> Point:
         fields=several[0].fields,
         psnr=tuple(value for point in several for value in point.psnr),
         saved=sum(point.saved for point in several) / len(several),
+        step=min(point.step for point in several),
     )
 
 
@@ -161,12 +268,7 @@ def rows(points: Sequence[Point], chosen: dict[str, Point], held_out: dict[str, 
 
 def cells(point: Point) -> tuple[str, str, str, str]:
     """A point in a table."""
-    return words(point.fields), f"{point.saved:.1%}", f"{point.mean:.1f}", f"{point.lowest:.1f}"
-
-
-def words(fields: dict[str, Any]) -> str:
-    """Fields as a user would write them, without the long ones."""
-    return ", ".join(f"{name}={value!r}" for name, value in fields.items() if name != "cache_coefficients")
+    return in_words(point.fields), f"{point.saved:.1%}", f"{point.mean:.1f}", f"{point.lowest:.1f}"
 
 
 def told(point: Point | None) -> dict[str, Any] | None:

@@ -33,6 +33,9 @@ class RepoFiles(Protocol):
             ValueError: one cannot be had.
         """
 
+    def here(self, names: Collection[str]) -> bool:
+        """Whether files `names` are on this machine."""
+
     def header(self, name: str) -> dict[str, TensorInfo]:
         """The tensors in weight file `name`, without fetching their data."""
 
@@ -58,6 +61,9 @@ class LocalFiles:
                 raise ValueError(f"{self.folder / name}: file is missing; {self.hint}")
         return self.folder
 
+    def here(self, names: Collection[str]) -> bool:
+        return all((self.folder / name).is_file() for name in names)
+
     def header(self, name: str) -> dict[str, TensorInfo]:
         return read_header(self.fetch((name,)) / name)
 
@@ -71,11 +77,10 @@ class HubFiles:
     revision: str
 
     def fetch(self, names: Collection[str]) -> Path:
-        from huggingface_hub import snapshot_download, try_to_load_from_cache
+        from huggingface_hub import snapshot_download
 
-        cached = [try_to_load_from_cache(self.repo_id, name, revision=self.revision) for name in names]
-        paths = [Path(path) for path in cached if isinstance(path, str)]
-        if paths and len(paths) == len(cached):
+        paths = self._cached(names)
+        if paths and len(paths) == len(names):
             # no question to the Hub: a commit does not change
             return paths[0].parents[next(iter(names)).count("/")]
         patterns = [name.replace("[", "[[]") for name in names]
@@ -87,6 +92,16 @@ class HubFiles:
                 "so try again, or give a local folder"
             ) from None
         return LocalFiles(folder, self.names, hint="check the network and try again").fetch(names)
+
+    def here(self, names: Collection[str]) -> bool:
+        return len(self._cached(names)) == len(names)
+
+    def _cached(self, names: Collection[str]) -> list[Path]:
+        """Those of `names` that the cache holds, where they are there."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = (try_to_load_from_cache(self.repo_id, name, revision=self.revision) for name in names)
+        return [Path(path) for path in found if isinstance(path, str)]
 
     def header(self, name: str) -> dict[str, TensorInfo]:
         from huggingface_hub import HfApi, try_to_load_from_cache

@@ -66,7 +66,7 @@ def check_speed_together(batch: ForwardBatch, layout: Layout) -> None:
     """
     sampling = batch.sampling
     values = sampling.to_dict()
-    require(sampling.quality == "exact", "quality", sampling.quality, "stands for other fields",
+    require(sampling.quality in (None, "exact"), "quality", sampling.quality, "stands for other fields",
             "let a VideoGenerator look them up, or set those")  # fmt: skip
     without_guidance = f"without guidance (guidance_scale={sampling.guidance_scale}) it would do nothing"
     for name in given(sampling, OF_GUIDANCE):
