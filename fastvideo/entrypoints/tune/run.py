@@ -91,11 +91,11 @@ class Loader:
         return Bench(pipeline.from_repo(self.repo, args, config), self.sampling)
 
     def why_not(self, options: Options) -> str | None:
-        """Why it cannot be loaded so here, or would be the same; None when it can."""
+        """Why it cannot be loaded so here, or would be as quick; None when it can."""
         args, config = self._with(options)
         platform = current_platform(args.device)
-        if config.to_dict() == self.config.to_dict() and args.quantization is None:
-            return "it is the model's own"
+        if config.dit_precision == self.config.dit_precision and args.quantization is None:
+            return "the transformer computes in it already"
         try:
             platform.dtype(config.dit_precision)
             check(self.repo, config, args, platform.device_type)
