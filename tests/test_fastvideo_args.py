@@ -14,7 +14,7 @@ KEYWORDS_IN_USE = (
     "enable_torch_compile torch_compile_kwargs pipeline_config attention_backend VSA_sparsity lora_path lora_nickname "
     "dist_timeout precision device STA_window STA_tile_size mask_strategy_file_path moba_config "
     "ulysses_size ring_size cfg_size disk_offload quantization text_encoder_quantization "
-    "transformer_path transformer_2_path text_encoder_path memory"
+    "transformer_path transformer_2_path text_encoder_path memory quality"
 )
 
 
@@ -51,6 +51,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("sp_size", 4, "must divide num_gpus=1; set num_gpus=4 or a multiple"),
     ("ulysses_size", 3, "must divide num_gpus=1"),
     ("ring_size", 0, "at least 1"),
+    ("quality", "best", "must be one of exact, high, fast"),
     ("cfg_size", 2, "must divide num_gpus=1"),
     ("distributed_executor_backend", "ray", "leave it 'mp'"),
     ("distributed_executor_backend", "threads", "must be 'mp' or 'ray'"),
