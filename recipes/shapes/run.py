@@ -89,7 +89,9 @@ def adopt(work: Path, model: str = "shapes-t2v") -> None:
     states = {
         encoder_checkpoint(work): {"vae": vae.state_dict(), "mean": mean, "std": std},
         work / "text" / "last.pt": {"ema": {f"encoder.{name}": value for name, value in encoder.state_dict().items()}},
-        train_dit.checkpoint(work, train_dit.FULL): {"ema": dit.state_dict()},
+        train_dit.checkpoint(work, train_dit.FULL): {
+            "ema": {f"dit.{name}": value for name, value in dit.state_dict().items()}
+        },
     }
     for path, state in states.items():
         if not path.exists():

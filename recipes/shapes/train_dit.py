@@ -17,6 +17,8 @@ from fastvideo.training.attention import use_matmul_attention
 from fastvideo.training.flow_matching import flow_matching_loss, sample_euler, sample_sigmas
 from fastvideo.training.optimizer import MuonAdamW
 from fastvideo.training.trainer import Metrics, StepInfo, Trainer, TrainerConfig, autocast, device_of
+from recipes.shapes import alignment
+from recipes.shapes.alignment import AlignedDiT
 from recipes.shapes.captions import caption
 from recipes.shapes.evaluate import Prompt, accuracy, held_out_prompts, judge, judge_two
 from recipes.shapes.latents import LatentCache
@@ -188,6 +190,13 @@ def checkpoint(work: Path, setup: Setup) -> Path:
     return work / "dit" / setup.name / "last.pt"
 
 
+def averaged(work: Path, setup: Setup) -> dict[str, torch.Tensor]:
+    """The averaged parameters of the transformer that `setup` has trained, without what helped in training."""
+    state: dict[str, torch.Tensor] = torch.load(checkpoint(work, setup), map_location="cpu", weights_only=True)["ema"]
+    prefix = "dit."
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+
 def begin(work: Path, setup: Setup, device: torch.device, compile_blocks: bool) -> WanTransformer3DModel:
     """The transformer as `setup` finds it: new, or as the setup before has left it."""
     dit = WanTransformer3DModel(ARCH)
@@ -197,7 +206,7 @@ def begin(work: Path, setup: Setup, device: torch.device, compile_blocks: bool) 
         use_matmul_attention(dit)
     if setup.name != SETUPS[0].name:
         before = SETUPS[[known.name for known in SETUPS].index(setup.name) - 1]
-        dit.load_state_dict(torch.load(checkpoint(work, before), map_location=device, weights_only=True)["ema"])
+        dit.load_state_dict(averaged(work, before))
     if compile_blocks:
         torch._dynamo.config.recompile_limit = 64  # a graph for each shape of the ingredients
         for block in dit.blocks:
@@ -231,7 +240,8 @@ def train(
     """
     output_dir, device = checkpoint(work, setup).parent, device_of(encoder)
     torch.manual_seed(0)
-    dit = begin(work, setup, device, compile_blocks)
+    aligned = AlignedDiT(begin(work, setup, device, compile_blocks)).to(device)
+    dit = aligned.dit
     caches = {i: LatentCache(work / "latents", i.shape, i.objects) for i in setup.ingredients}
 
     def loss(info: StepInfo) -> tuple[torch.Tensor, Metrics]:
@@ -244,8 +254,12 @@ def train(
         captions = ["" if info.rng.random() < CAPTION_DROPOUT else caption(scene, info.rng) for scene in scenes]
         inputs = conditions(encoder, captions)
         sigmas = sample_sigmas(len(latents), SHIFT, device)
-        losses = flow_matching_loss(lambda x, t: dit(x, t, **inputs), latents, sigmas, setup.known_frames)
-        return losses.mean(), {f"loss_{ingredient.shape.frames}_{ingredient.objects}": losses.mean().item()}
+        losses = flow_matching_loss(lambda x, t: aligned(x, t, **inputs), latents, sigmas, setup.known_frames)
+        shape = ingredient.shape
+        names = aligned.alignment_loss(scenes, shape.frames, shape.size)
+        suffix = f"{shape.frames}_{ingredient.objects}"
+        metrics = {f"loss_{suffix}": losses.mean().item(), f"names_{suffix}": names.item()}
+        return losses.mean() + alignment.WEIGHT * (1 - info.progress) * names, metrics
 
     def evaluate(step: int) -> Metrics:
         return judge_drawn(dit, encoder, vae, setup, output_dir)
@@ -259,8 +273,8 @@ def train(
         cooldown=0.4,
         checkpoint_every=100,
     )
-    optimizer = MuonAdamW(dit, dit.blocks, setup.lr, weight_decay=config.weight_decay)
-    trainer = Trainer(dit, config, loss, evaluate, setup.evaluate_every, optimizer=optimizer)
+    optimizer = MuonAdamW(aligned, dit.blocks, setup.lr, weight_decay=config.weight_decay)
+    trainer = Trainer(aligned, config, loss, evaluate, setup.evaluate_every, optimizer=optimizer)
     trainer.run()
-    trainer.ema.copy_to(dit)
+    trainer.ema.copy_to(aligned)
     return dit

@@ -11,10 +11,10 @@ from fastvideo.models.loader.component_loader import load_component, load_compon
 from fastvideo.models.loader.repo import resolve_repo
 from fastvideo.models.vaes.wanvae import AutoencoderKLWan, Past
 from fastvideo.training.trainer import StepInfo
-from recipes.shapes import run, train_dit, train_text, train_vae
+from recipes.shapes import alignment, run, train_dit, train_text, train_vae
 from recipes.shapes.export import export
 from recipes.shapes.latents import SHARD_CLIPS, LatentCache, build_shard
-from recipes.shapes.world import held_out_combos, render, sample_scene
+from recipes.shapes.world import COLOURS, Object, Scene, held_out_combos, render, sample_scene
 
 SMALL = dataclasses.replace(train_vae.ARCH, base_dim=4)
 
@@ -107,6 +107,37 @@ def test_shares_are_of_the_whole(setup):
     assert len(set(kinds)) == len(kinds), "two would read the same shards"
 
 
+def test_the_names_of_tokens_are_those_of_the_objects_there():
+    first = Object("star", "red", "moving right", x=0.0, y=-0.25, radius=0.15, travel=0.5)
+    second = Object("circle", "blue", "standing still", x=0.0, y=0.25, radius=0.15)
+    scenes = [Scene("white", (first, second)), Scene("white", (first,))]
+    labels = alignment.token_labels(scenes, frames=9, size=128).unflatten(2, (3, 8, 8))
+    assert labels.shape == (2, 3, 3, 8, 8)
+    red, blue = (1 + list(COLOURS).index(name) for name in ("red", "blue"))
+    assert set(labels[0, 0].unique().tolist()) == {0, red, blue} and set(labels[1, 0].unique().tolist()) == {0, red}
+    assert labels[0, 0, :, 5:7, 3:5].eq(blue).all(), "in the middle of the lower half"
+    columns = [where[:, 1].float().mean().item() for where in (labels[0, 0, at].eq(red).nonzero() for at in range(3))]
+    assert columns[0] < columns[1] < columns[2], "it moves to the right"
+    assert torch.equal(labels[0].gt(0).any(dim=0), labels[0].gt(0).all(dim=0))
+
+
+def test_the_recorded_tokens_are_those_after_their_block():
+    torch.manual_seed(0)
+    dit = WanTransformer3DModel(train_dit.ARCH)
+    train_dit.initialize(dit)
+    aligned = alignment.AlignedDiT(dit)
+    encoder = train_text.build_text_encoder()
+    given = torch.randn(2, 8, 2, 4, 4), torch.tensor([300.0, 700.0])
+    kept = []
+    hook = dit.blocks[alignment.BLOCK - 1].register_forward_hook(lambda module, args, output: kept.append(output))
+    aligned(*given, **train_dit.conditions(encoder, ["a red circle", ""]))
+    hook.remove()
+    assert torch.equal(aligned.recorder.tokens, kept[0])
+    rng = np.random.default_rng(0)
+    aligned.alignment_loss([sample_scene(rng), sample_scene(rng, objects=2)], frames=5, size=32).backward()
+    assert dit.patch_embedding.weight.grad is not None and dit.proj_out.weight.grad is None
+
+
 @pytest.mark.parametrize("known_frames", [0, 1])
 def test_a_step_of_training_and_the_look_at_what_it_draws(known_frames, tmp_path):
     shape = train_vae.ClipShape(1, 5, 32)
@@ -141,7 +172,7 @@ def test_a_finished_model_is_taken_up_again(tmp_path):
     state = vae.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in shipped.state_dict().items())
     assert run.load_text_encoder(tmp_path)(["a red circle"]).states.shape[-1] == train_dit.ARCH.text_dim
-    before = torch.load(train_dit.checkpoint(tmp_path, train_dit.FULL), weights_only=True)["ema"]
+    before = train_dit.averaged(tmp_path, train_dit.FULL)
     WanTransformer3DModel(train_dit.ARCH).load_state_dict(before)
 
 
@@ -151,7 +182,7 @@ def test_an_exported_repo_is_recognised_and_loads_to_the_same_weights(tmp_path):
     vae = AutoencoderKLWan(train_vae.ARCH)
     path = train_dit.checkpoint(tmp_path, train_dit.FULL)
     path.parent.mkdir(parents=True)
-    torch.save({"ema": dict(dit.named_parameters())}, path)
+    torch.save({"ema": dit.state_dict(prefix="dit.")}, path)
     export(tmp_path, train_dit.FULL, tmp_path / "repo", vae, encoder)
     repo = resolve_repo(tmp_path / "repo")
     assert repo.entry.name == SHIPPED_MODEL.name
