@@ -99,14 +99,19 @@ def adopt(work: Path, model: str = "shapes-t2v") -> None:
             torch.save(state, path)
 
 
-def build_latents(vae: AutoencoderKLWan, folder: Path, setup: train_dit.Setup, part: int = 0, parts: int = 1) -> None:
-    """Encode this part's shards of every kind of clip in `setup`, a bit of each kind at a time."""
+def build_latents(
+    vae: AutoencoderKLWan, folder: Path, setup: train_dit.Setup, scale: float = 1.0, part: int = 0, parts: int = 1
+) -> None:
+    """Encode this part's shards of every kind of clip in `setup`, a bit of each kind at a time.
+
+    `scale` is the share of the shards to make, at least one of a kind.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     train_vae.channels_last(vae)
     jobs = [
         (index / ingredient.shards, ingredient.shape, ingredient.objects, index)
         for ingredient in setup.ingredients
-        for index in range(ingredient.shards)
+        for index in range(max(1, round(ingredient.shards * scale)))
     ]
     for number, (_, shape, objects, index) in enumerate(sorted(jobs, key=lambda job: job[0])):
         if number % parts == part:
@@ -127,7 +132,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".work/shapes"))
     parser.add_argument("--output", type=Path, help="export: the folder to write")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the full number of steps")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="share of the full number of steps, and of the latents"
+    )
     parser.add_argument("--part", default="0/1", help="latents: this process's share, as number/count")
     parser.add_argument(
         "--setup",
@@ -155,7 +162,7 @@ def main() -> None:
         elif stage == "latents":
             part, parts = (int(number) for number in options.part.split("/"))
             for setup in setups:
-                build_latents(load_vae(work).to(options.device), work / "latents", setup, part, parts)
+                build_latents(load_vae(work).to(options.device), work / "latents", setup, options.scale, part, parts)
         elif stage == "dit":
             vae = load_vae(work, decoder=True).to(options.device)
             encoder = load_text_encoder(work).to(options.device)
