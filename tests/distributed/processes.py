@@ -1,5 +1,6 @@
 """Some processes that run functions together, started once: a process takes seconds to import torch."""
 
+import gc
 import multiprocessing
 import os
 import traceback
@@ -27,6 +28,19 @@ def _serve(rank: int, size: int, port: int, connection: Connection) -> None:
             connection.send((True, function(*args)))
         except BaseException as error:
             connection.send((False, f"rank {rank}: {error!r}\n{traceback.format_exc()}"))
+        _end_groups()
+
+
+def _end_groups() -> None:
+    """End all groups but that of all processes, which functions make for themselves: each has threads that wake a
+    hundred times a second, and hundreds of groups take all there is of a processor."""
+    import torch.distributed as dist
+
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
+    gc.collect()  # what made them may still hold them
+    gc.freeze()
 
 
 class Processes:
