@@ -7,10 +7,13 @@ The server's model has to start from an image. Another argument: the server's UR
 """
 
 import sys
+import warnings
 from pathlib import Path
 
-from openai import BadRequestError, OpenAI
+from openai import APIConnectionError, BadRequestError, OpenAI
 
+# the package warns that OpenAI's own videos come to an end, which is not about this server
+warnings.filterwarnings("ignore", "The Sora API", DeprecationWarning)
 image, prompt, then = sys.argv[1:4]
 url = sys.argv[4] if len(sys.argv) > 4 else "http://127.0.0.1:8000"
 
@@ -24,4 +27,6 @@ with OpenAI(base_url=f"{url}/v1", api_key="none") as client:
         client.videos.download_content(longer.id).write_to_file("longer.mp4")
     except BadRequestError as error:
         sys.exit(f"refused, because of {error.param}: {error.message}")
+    except APIConnectionError:
+        sys.exit(f"there is no server at {url}; start one: fastvideo serve")
     print(f"saved clip.mp4, {video.seconds} s of {video.size}, and longer.mp4, {longer.seconds} s")

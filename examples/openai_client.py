@@ -8,9 +8,12 @@ Other arguments: the server's URL, and an API key if it wants one.
 
 import sys
 import time
+import warnings
 
-from openai import BadRequestError, OpenAI
+from openai import APIConnectionError, BadRequestError, OpenAI
 
+# the package warns that OpenAI's own videos come to an end, which is not about this server
+warnings.filterwarnings("ignore", "The Sora API", DeprecationWarning)
 prompt = sys.argv[1] if len(sys.argv) > 1 else "a red circle moving left on a white background"
 url = sys.argv[2] if len(sys.argv) > 2 else "http://127.0.0.1:8000"
 key = sys.argv[3] if len(sys.argv) > 3 else "none"
@@ -21,6 +24,8 @@ with OpenAI(base_url=f"{url}/v1", api_key=key) as client:
         video = client.videos.create(prompt=prompt, extra_body={"seed": 7, "num_inference_steps": 8})
     except BadRequestError as error:
         sys.exit(f"refused, because of {error.param}: {error.message}")
+    except APIConnectionError:
+        sys.exit(f"there is no server at {url}; start one: fastvideo serve")
     while video.status in ("queued", "in_progress"):
         print(f"{video.status}: {video.progress}%")
         time.sleep(0.5)

@@ -171,6 +171,16 @@ def test_what_cannot_run_is_a_400_that_names_the_field(web: httpx.Client, name: 
     assert web.get("/v1/videos").json()["first_id"] == before, "nothing was queued"
 
 
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [({"seeds": 3}, "seeds: no such field; did you mean 'seed'?"),
+     ({"prompt": ""}, "prompt: is empty; say what to show"),
+     ({"size": "big"}, "size: must be WIDTHxHEIGHT, such as 832x480")],
+)  # fmt: skip
+def test_it_is_said_in_words(web: httpx.Client, fields: dict[str, object], says: str) -> None:
+    assert web.post("/v1/videos", json={"prompt": "kite", **fields}).json()["error"]["message"] == says
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"prompt": "\\ud800"}', b"null"])
 def test_bodies_that_are_no_request(web: httpx.Client, body: bytes) -> None:
     answer = web.post("/v1/videos", content=body, headers={"content-type": "application/json"})

@@ -251,8 +251,42 @@ def test_what_cannot_be_made_is_said(browser: Any, tmp_path: Path) -> None:
         wait_for_page(made)
         with visiting(browser, made.url) as page:
             page.click("#make")
-            page.get_by_text("say what the video should show").wait_for()
-        assert made.model.made == []
+            page.get_by_role("alert").get_by_text("Say what the video should show.").wait_for()
+            assert made.model.made == []
+            page.fill("#prompt textarea", "this will fail")
+            page.click("#make")
+            page.get_by_text("Failed: NaN or infinity in the latents").wait_for()
+            assert page.inner_text(".job.failed .prompt") == "this will fail", "it does not just disappear"
+            assert not page.get_by_role("alert").get_by_text("Say what").is_visible()
+
+
+def contrast(page: Any, selector: str) -> float:
+    """Of the text of a filled element with its background, by WCAG 2.2."""
+    found: float = page.evaluate(
+        """selector => {
+            const of = color => { const [r, g, b] = color.match(/[0-9.]+/g).slice(0, 3).map(Number).map(v => v / 255)
+                .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+                return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+            const style = getComputedStyle(document.querySelector(selector));
+            const [a, b] = [of(style.color), of(style.backgroundColor)].sort((a, b) => b - a);
+            return (a + 0.05) / (b + 0.05); }""",
+        selector,
+    )
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_buttons_can_be_read(browser: Any, tmp_path: Path, scheme: str) -> None:
+    with running(tmp_path, studio=True) as made:
+        wait_for_page(made)
+        with visiting(browser, made.url, color_scheme=scheme) as page:
+            assert contrast(page, "#make") > 4.5
+            assert page.locator("#seed input").is_disabled(), "each video has a new one"
+            page.uncheck("#random-seed input")
+            page.wait_for_function("() => !document.querySelector('#seed input').disabled")
+            page.get_by_role("tab", name="Gallery").click()
+            page.wait_for_selector("#delete")
+            assert min(contrast(page, "#delete"), contrast(page, "#again")) > 4.5
 
 
 def test_with_keys_people_log_in_and_see_their_own(browser: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from fastvideo.entrypoints.serve.errors import ApiError
 from fastvideo.entrypoints.serve.requests import REFERENCES
+from fastvideo.utils import nearest
 
 MAX_FIELDS = 64
 MAX_PART = 1 << 40
@@ -22,6 +23,11 @@ NESTED = re.compile(r"(?P<base>[^\[\]]+)(?P<list>\[\])?(?:\[(?P<key>[^\[\]]+)\])
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 M = TypeVar("M", bound=BaseModel)
+RULES = {
+    ("string_too_short", "prompt"): "is empty; say what to show",
+    ("string_pattern_mismatch", "size"): "must be WIDTHxHEIGHT, such as 832x480",
+}
+"""What is said in place of pydantic's words, by the kind of error and the field."""
 
 
 @dataclass(frozen=True)
@@ -135,18 +141,21 @@ def parsed(model: type[M], fields: dict[str, Any]) -> M:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise of_validation(error.errors()) from None
+        raise of_validation(error.errors(), tuple(model.model_fields)) from None
 
 
-def of_validation(errors: Any) -> ApiError:
-    """The first of pydantic's errors."""
+def of_validation(errors: Any, known: tuple[str, ...] = ()) -> ApiError:
+    """The first of pydantic's errors, of a body with the `known` fields."""
     first = errors[0]
     path = [str(part) for part in first["loc"]]
     if len(path) > 1 and path[0] in ("body", "query", "path", "header"):  # where FastAPI found it
         del path[0]
     name = path[0] if path else None
     if first["type"] == "extra_forbidden":
-        return ApiError(400, f"{'.'.join(path)}: no such field", param=name, code="unknown_parameter")
+        close = nearest(path[0], known) if len(path) == 1 else None
+        hint = f"; did you mean {close!r}?" if close else ""
+        return ApiError(400, f"{'.'.join(path)}: no such field{hint}", param=name, code="unknown_parameter")
     if first["type"] == "missing":
         return ApiError(400, f"{name}: is missing", param=name, code="missing_required_parameter")
-    return ApiError(400, f"{'.'.join(path) or 'request'}: {first['msg']}", param=name, code="invalid_value")
+    rule = RULES.get((first["type"], name or ""), first["msg"])
+    return ApiError(400, f"{'.'.join(path) or 'request'}: {rule}", param=name, code="invalid_value")

@@ -4,6 +4,7 @@ It calls what the API calls, so a video that was made here is one there, and the
 """
 
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from fastvideo.entrypoints.serve.context import Server
 from fastvideo.entrypoints.serve.errors import ApiError
 from fastvideo.entrypoints.serve.intake import PREFIX
 from fastvideo.entrypoints.serve.keys import ANYBODY, Caller, caller_of, find_caller
-from fastvideo.entrypoints.serve.records import COMPLETED, OPEN, QUEUED, RUNNING, Job
+from fastvideo.entrypoints.serve.records import COMPLETED, FAILED, OPEN, QUEUED, RUNNING, Job
 from fastvideo.entrypoints.serve.references import Reference, looked_at
 from fastvideo.entrypoints.serve.requests import VideoRequest
-from fastvideo.entrypoints.serve.studio_views import caption, details, queue_html
+from fastvideo.entrypoints.serve.studio_views import caption, details, queue_html, wrong_html
 
 SHOWN = 60
 """Jobs on the page."""
+FAILED_SECONDS = 600.0
+"""How long one that failed is shown beside those that wait."""
 SETTINGS = ("width", "height", "num_frames", "fps", "num_inference_steps", "guidance_scale", "seed")
 """Sampling parameters with a field on the page, in its order."""
 
@@ -50,8 +53,9 @@ class Studio:
     def make(
         self, request: gr.Request, prompt: str, negative: str, random_seed: bool, image: str | None, last: str | None,
         video: str | None, loras: list[str] | None, strength: float, *settings: Any,
-    ) -> None:  # fmt: skip
-        """Queue a video. Images and videos are files that the page has taken in; it gives no others."""
+    ) -> str:  # fmt: skip
+        """Queue a video; gives what is wrong, if something is. Images and videos are files that the page has taken in;
+        it gives no others."""
         values = dict(zip(SETTINGS, settings, strict=True))
         width, height = (int(values.pop(name)) for name in ("width", "height"))
         guidance = float(values.pop("guidance_scale"))
@@ -74,7 +78,8 @@ class Studio:
             asked = VideoRequest(prompt=prompt, size=f"{width}x{height}", guidance_scale=guidance, **fields)
             self.server.submit(self.server.plans.video(asked, given), caller)
         except ApiError as error:
-            raise gr.Error(in_words(error), duration=10) from None
+            return wrong_html(in_words(error))
+        return ""
 
     def given(self, paths: dict[str, str | None]) -> dict[str, Reference]:
         """The images and videos that a person chose, by the field of a request.
@@ -109,7 +114,12 @@ class Studio:
         previews = {job.id: (self.server.hub.latest(job.id) or {}).get("preview", "") for job in waiting}
         done = [job for job in found if job.state == COMPLETED]
         now = [job.id for job in done]
-        queue, radio = queue_html(shown, previews), gr.update(choices=choices, value=still, visible=len(waiting) > 1)
+        since = time.time() - FAILED_SECONDS
+        failed = [self.server.show(job) for job in found if job.state == FAILED and (job.ended_at or 0) > since]
+        queue, radio = (
+            queue_html(shown, previews, failed),
+            gr.update(choices=choices, value=still, visible=len(waiting) > 1),
+        )
         button = gr.update(visible=bool(waiting))
         if now == ids:
             return [queue, radio, button, gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()]

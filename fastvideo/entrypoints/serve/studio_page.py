@@ -22,8 +22,11 @@ PLAY_BOTH = """async () => {
     await Promise.all(videos.map((video) => video.readyState >= 2 ? null : new Promise((ready) => {
         video.addEventListener('loadeddata', ready, {once: true}); video.load(); })));
     for (const video of videos) { video.currentTime = 0; video.loop = true; video.muted = true; video.play(); } }"""
-SHOW_QUEUE = """() => { if (innerWidth < 800) document.querySelector('#queue').scrollIntoView({block: 'start'}); }"""
+SHOW_QUEUE = """() => { if (innerWidth < 800 && !document.querySelector('#wrong p'))
+    document.querySelector('#queue').scrollIntoView({block: 'start'}); }"""
 """On a phone the queue is below the settings."""
+SHOW_PLAYER = "() => { document.querySelector('#player').scrollIntoView({block: 'nearest', behavior: 'smooth'}); }"
+"""It is below the gallery."""
 FONTS = ["system-ui", "sans-serif"]
 """Of the reader's system: the page loads nothing from elsewhere."""
 
@@ -55,6 +58,7 @@ class Create:
     """In the order of SETTINGS."""
     random_seed: Any
     make: Any
+    wrong: Any
     queue: Any
     cancellable: Any
     cancel: Any
@@ -90,10 +94,22 @@ def studio_app(server: Server, generator: Generator) -> FastAPI:
         app, build(studio, limits), path="/", auth=studio.log_in if keys else None,
         auth_message="The id of an API key (key_...), and the key itself." if keys else None,
         allowed_paths=[str(server.files.local or server.cache)], css=CSS, head=HEAD, footer_links=[],
-        theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]), show_error=False, ssr_mode=False,
+        theme=theme(), show_error=False, ssr_mode=False,
         max_file_size=int(server.settings.max_upload_mb * MB),
     )  # fmt: skip
     return app
+
+
+def theme() -> Any:
+    """Gradio's own, with text and buttons that have the contrast of WCAG 2.2 AA: 4.5 to 1."""
+    filled = {"button_primary_background_fill": "*primary_700", "button_primary_background_fill_hover": "*primary_800",
+              "button_cancel_background_fill": "#b91c1c", "button_cancel_background_fill_hover": "#991b1b"}  # fmt: skip
+    return gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]).set(
+        body_text_color_subdued="*neutral_600", input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400", block_info_text_color="*neutral_600",
+        block_title_text_color="*neutral_700",
+        **filled, **{f"{name}_dark": value for name, value in filled.items()},
+    )  # fmt: skip
 
 
 def build(studio: Studio, limits: Limits) -> gr.Blocks:
@@ -126,14 +142,15 @@ def create_tab(server: Server, limits: Limits) -> Create:
                                   info="What to steer away from. Needs guidance above 1.")  # fmt: skip
             media = media_fields(server)
             make = gr.Button("Make the video", variant="primary", elem_id="make")
+            wrong = gr.HTML("", elem_id="wrong")
             with gr.Accordion("Settings", open=True):
                 fields, random_seed = settings_fields(server, limits)
         with gr.Column(min_width=320):
             queue = gr.HTML(elem_id="queue", label="Queue")
-            cancellable = gr.Radio([], label="To cancel", visible=False, elem_id="cancellable")
-            cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
+            cancellable = gr.Radio([], label="Which to cancel", visible=False, elem_id="cancellable")
+            cancel = gr.Button("Cancel", variant="stop", size="sm", visible=False, elem_id="cancel")
             latest = gr.Video(label="Newest video", interactive=False, loop=True, autoplay=True, elem_id="latest")
-    return Create(prompt, negative, media, fields, random_seed, make, queue, cancellable, cancel, latest)
+    return Create(prompt, negative, media, fields, random_seed, make, wrong, queue, cancellable, cancel, latest)
 
 
 def media_fields(server: Server) -> Media:
@@ -162,7 +179,9 @@ def settings_fields(server: Server, limits: Limits) -> tuple[list[Any], Any]:
     """The fields of SETTINGS in their order, and whether each video gets a new seed."""
     own = server.plans.default
     if {"image", "video"} & set(server.plans.takes):
-        gr.Markdown("A video has the proportions of what it is made from, and about as many pixels as this.")
+        gr.Markdown(
+            "Made from an image or a video, it keeps that one's proportions, with about as many pixels as here."
+        )
     with gr.Row():
         width = gr.Slider(limits.pixels, limits.most_pixels, own.width, step=limits.pixels, label="Width")
         height = gr.Slider(limits.pixels, limits.most_pixels, own.height, step=limits.pixels, label="Height")
@@ -172,17 +191,19 @@ def settings_fields(server: Server, limits: Limits) -> tuple[list[Any], Any]:
     with gr.Row():
         steps = gr.Slider(1, server.settings.max_steps, own.num_inference_steps, step=1, label="Steps",
                           elem_id="steps")  # fmt: skip
-        guidance = gr.Slider(0, 15, own.guidance_scale, step=0.1, label="Guidance (1 is none)")
+        guidance = gr.Slider(0, 15, own.guidance_scale, step=0.1, label="Guidance",
+                             info="1 or less: none.")  # fmt: skip
     with gr.Row():
-        seed = gr.Number(own.seed, label="Seed", precision=0, minimum=0, elem_id="seed")
+        seed = gr.Number(own.seed, label="Seed", precision=0, minimum=0, elem_id="seed", interactive=False)
         random_seed = gr.Checkbox(True, label="A new seed each time", elem_id="random-seed")
+        random_seed.change(lambda on: gr.update(interactive=not on), [random_seed], [seed], show_progress="hidden")
     return [width, height, frames, fps, steps, guidance, seed], random_seed
 
 
 def gallery_tab() -> Gallery:
     """All videos that are kept, and one of them at large."""
-    pictures = gr.Gallery(label="Your videos", columns=4, height="auto", allow_preview=False, interactive=False,
-                          elem_id="pictures")  # fmt: skip
+    pictures = gr.Gallery(label="Your videos", show_label=False, columns=5, height="auto", allow_preview=False,
+                          interactive=False, buttons=[], elem_id="pictures")  # fmt: skip
     with gr.Row():
         player = gr.Video(label="Video", interactive=False, loop=True, elem_id="player")
         with gr.Column(min_width=280):
@@ -218,10 +239,12 @@ def connect(page: gr.Blocks, studio: Studio, create: Create, gallery: Gallery, c
     page.load(**changing).then(lambda: gr.Timer(active=True), None, [timer], show_progress="hidden")
     request = [create.prompt, create.negative, create.random_seed, *create.media.all, *create.fields]
     for trigger in (create.make.click, create.prompt.submit):
-        trigger(studio.make, request, None, show_progress="hidden").success(**changing).success(None, js=SHOW_QUEUE)
+        trigger(studio.make, request, [create.wrong], show_progress="hidden").success(**changing).success(
+            None, js=SHOW_QUEUE
+        )
     create.cancel.click(studio.cancel, [create.cancellable], None, show_progress="hidden").success(**changing)
     looked_at = [chosen, gallery.player, gallery.about]
-    gallery.pictures.select(studio.look, [ids], looked_at)
+    gallery.pictures.select(studio.look, [ids], looked_at).success(None, js=SHOW_PLAYER)
     gallery.again.click(studio.again, [chosen], [*request, tabs])
     gallery.delete.click(studio.delete, [chosen], looked_at).success(**changing)
     for name, player in zip(compare.names, compare.players, strict=True):
