@@ -16,9 +16,12 @@ def _serve(rank: int, size: int, port: int, connection: Connection) -> None:
     import torch
     import torch.distributed as dist
 
+    from fastvideo.distributed.layout import Layout
+
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    stay = {dist.group.WORLD}
     while True:
         try:
             function, args = connection.recv()
@@ -28,17 +31,19 @@ def _serve(rank: int, size: int, port: int, connection: Connection) -> None:
             connection.send((True, function(*args)))
         except BaseException as error:
             connection.send((False, f"rank {rank}: {error!r}\n{traceback.format_exc()}"))
-        _end_groups()
+        # of meshes that are alike, PyTorch goes on with the first that weights were sharded over
+        if any(isinstance(arg, Layout) and arg.fsdp for arg in args):
+            stay.update(dist.distributed_c10d._world.pg_map)
+        _end_groups(stay)
 
 
-def _end_groups() -> None:
-    """End all groups but that of all processes, which functions make for themselves: each has threads that wake a
+def _end_groups(stay: set[Any]) -> None:
+    """End all groups but those that shall `stay`, which functions make for themselves: each has threads that wake a
     hundred times a second, and hundreds of groups take all there is of a processor."""
     import torch.distributed as dist
 
-    for group in list(dist.distributed_c10d._world.pg_map):
-        if group is not dist.group.WORLD:
-            dist.destroy_process_group(group)
+    for group in [one for one in dist.distributed_c10d._world.pg_map if one not in stay]:
+        dist.destroy_process_group(group)
     gc.collect()  # what made them may still hold them
     gc.freeze()
 
