@@ -145,7 +145,10 @@ class Upsample(nn.Module):
         if self.time_conv is not None:
             # the first frame is neither doubled nor seen by the frames after it
             first, later = x.tensor_split((0 if past.started(self.time_conv) else 1,), dim=2)
-            doubled = self.time_conv(later, past).unflatten(1, (2, -1)).permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+            # each position's channels stay together: a copy into another layout would be made twice, the second time of
+            # the enlarged frames
+            pairs = self.time_conv(later, past).movedim(1, -1).unflatten(-1, (2, -1))
+            doubled = pairs.permute(0, 1, 4, 2, 3, 5).flatten(1, 2).movedim(-1, 1)
             x = torch.cat((first, doubled), dim=2)
         frames = self.resample[0](_frames(x))
         return _clip(self.resample[1](frames, past), x.shape[0])
