@@ -2,6 +2,7 @@
 
     python benchmarks/plan_accuracy.py                 the model in the package, and a random one of some hundred MB
     python benchmarks/plan_accuracy.py --held-out      cases that the way to predict was not made with
+    python benchmarks/plan_accuracy.py --only causal   those of one model alone
     python benchmarks/plan_accuracy.py --quick         the model in the package alone, as it is
 
 Each case is measured in a process of its own: its peak, from its start to the finished file, is compared with the
@@ -23,9 +24,7 @@ MB = 1e6
 
 def measure(model: str, options: dict[str, Any], config: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     """Make a video in this process; bytes of the process at its peak in each stage, and seconds."""
-    from PIL import Image
-
-    from fastvideo import PipelineConfig, SamplingParam, VideoGenerator
+    from fastvideo import PipelineConfig, VideoGenerator
     from fastvideo.pipelines.stages import PipelineStage
     from fastvideo.platforms.cpu import CPUPlatform
 
@@ -38,12 +37,26 @@ def measure(model: str, options: dict[str, Any], config: dict[str, Any], request
             watch(stage, cpu, peaks)
         assert issubclass(type(stage), PipelineStage)
         with tempfile.TemporaryDirectory() as folder:
-            if "image" in SamplingParam.from_pretrained(model).needs:
-                size = (request["width"], request["height"])
-                request = {**request, "image": Image.new("RGB", size, "grey"), "image_fit": "stretch"}
+            request = request | shown(model, request)
             result = generator.generate_video("a red circle moving left", output_path=f"{folder}/clip.mp4", **request)
         peaks["saving"] = cpu.peak_memory()
     return {"peaks": peaks, "seconds": result.stage_times, "peak": max(peaks.values())}
+
+
+def shown(model: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Grey media, as many as `model` needs."""
+    import numpy as np
+
+    from fastvideo import SamplingParam
+
+    needs, size = SamplingParam.from_pretrained(model).needs, (request.get("height", 0), request.get("width", 0))
+    media: dict[str, Any] = {"image_fit": "stretch"} if needs else {}
+    for name in needs:
+        frames = () if name == "image" else (request["num_frames"],)
+        if name == "face_video":  # as large as the model looks at it
+            size = (json.loads((Path(model) / "transformer" / "config.json").read_text())["motion_encoder_size"],) * 2
+        media[name] = np.full((*frames, *size, 3), 128, dtype=np.uint8)
+    return media
 
 
 def watch(stage: Any, cpu: Any, peaks: dict[str, int]) -> None:
@@ -98,6 +111,8 @@ CASES: list[Case] = [
     ("random", {"quantization": "nf4", "disk_offload": ("text_encoder",)}, {}, SMALL),
     ("images", {}, {}, SMALL),
     ("images", {}, {}, {"num_inference_steps": 1, "height": 256, "width": 320, "num_frames": 17}),
+    ("causal", {}, {}, {"height": 128, "width": 192, "num_frames": 33}),
+    ("animate", {}, {}, {**SMALL, "num_frames": 33, "segment_frame_length": 17}),
 ]
 """The model ("" is the one in the package), options, pipeline config and request."""
 HELD_OUT: list[Case] = [
@@ -130,6 +145,13 @@ HELD_OUT: list[Case] = [
         {},
         {"num_inference_steps": 1, "height": 160, "width": 256, "num_frames": 9},
     ),
+    ("causal", {"precision": "bf16"}, {}, {"height": 160, "width": 160, "num_frames": 21}),
+    (
+        "animate",
+        {},
+        {},
+        {"num_inference_steps": 1, "height": 160, "width": 224, "num_frames": 25, "segment_frame_length": 9},
+    ),
 ]
 """Cases that were not looked at while the way to predict was made."""
 
@@ -144,20 +166,27 @@ def child(what: str, case: tuple[Any, ...]) -> dict[str, Any]:
     return found
 
 
-def random_repo(folder: Path, images: bool = False) -> str:
-    """A repo of some hundred MB; with `images`, of image to video."""
-    from tests.tiny_repos import make_i2v_repo, make_wan_repo
+def random_repo(folder: Path, kind: str = "random") -> str:
+    """A repo of some hundred MB: "images" is of image to video, "causal" makes chunks, "animate" segments."""
+    from tests.causal_repos import make_causal_repo
+    from tests.tiny_repos import make_animate_repo, make_i2v_repo, make_wan_repo
 
     sizes = {"num_attention_heads": 8, "attention_head_dim": 128, "num_layers": 8, "ffn_dim": 4096}
-    if images:
+    whole: dict[str, Any] = {"transformer": sizes, "vae": {"base_dim": 32}, "text_encoder": {"num_heads": 4}}
+    if kind == "images":
         return str(make_i2v_repo(folder, transformer={**sizes, "added_kv_proj_dim": 1024}))
-    return str(make_wan_repo(folder, transformer=sizes, vae={"base_dim": 32}, text_encoder={"num_heads": 4}))
+    if kind == "animate":
+        return str(make_animate_repo(folder, transformer={**sizes, "added_kv_proj_dim": 1024}))
+    if kind == "causal":
+        return str(make_causal_repo(folder, sizes=whole, sliding_window_num_frames=6, sink_size=1))
+    return str(make_wan_repo(folder, **whole))
 
 
 def main() -> None:
     """Measure, predict and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one case of the model in the package")
+    parser.add_argument("--only", metavar="NAME", help="cases of this model: random, images, causal or animate")
     parser.add_argument("--held-out", action="store_true", help="other cases, none of them looked at before")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON in the last line")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
@@ -169,10 +198,11 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         cases = CASES[:1] if options.quick else HELD_OUT if options.held_out else CASES
+        cases = [case for case in cases if options.only in (None, case[0])]
         made: dict[str, str] = {"": "shapes-t2v"}
         for name, *rest in cases:
             if name not in made:
-                made[name] = random_repo(Path(folder) / name, images=name == "images")
+                made[name] = random_repo(Path(folder) / name, name)
             case = (made[name], *rest)
             found = {**child("measure", case), **child("predict", case)}
             rows.append({"case": f"{name or 'shapes-t2v'} {rest}", **found})

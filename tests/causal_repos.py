@@ -8,7 +8,11 @@ from tests.tiny_repos import make_wan_repo
 
 
 def make_causal_repo(
-    path: Path, seed: int = 0, index_class: str = "CausalWanTransformer3DModel", **fields: Any
+    path: Path,
+    seed: int = 0,
+    index_class: str = "CausalWanTransformer3DModel",
+    sizes: dict[str, Any] | None = None,
+    **fields: Any,
 ) -> Path:
     """A repo of a causal Wan pipeline in folder `path`, with the weights of `make_wan_repo(..., seed=seed)`.
 
@@ -16,12 +20,13 @@ def make_causal_repo(
         path: the folder.
         seed: of the weights.
         index_class: of the transformer in the index.
+        sizes: more arguments of `make_wan_repo`.
         fields: of the transformer's config beside those of the other, such as `sink_size`.
 
     Returns:
         `path`.
     """
-    make_wan_repo(path, seed=seed)
+    make_wan_repo(path, seed=seed, **(sizes or {}))
     index = json.loads((path / "model_index.json").read_text()) | {
         "_class_name": "WanCausalDMDPipeline",
         "transformer": ["diffusers", index_class],

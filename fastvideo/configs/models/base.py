@@ -207,6 +207,11 @@ class ArchConfig:
         return None
 
     @property
+    def face_side(self) -> int | None:
+        """Pixels a side of a face as a diffusion transformer looks at it; None for one that looks at none."""
+        return None
+
+    @property
     def tensor_parallel_widths(self) -> Mapping[str, int]:
         """What the tensor-parallel degree must divide, by name; empty when the model is whole on every rank."""
         return {}

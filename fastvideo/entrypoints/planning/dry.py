@@ -1,15 +1,18 @@
-"""A pipeline without its weights: on the meta device, where nothing is computed, or with zeros, to be rehearsed."""
+"""A pipeline without its weights: on the meta device, where nothing is computed, or with zeros, to be rehearsed.
+
+A video that is made in segments, or chunk by chunk, is made of pieces: one of them is run."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from fastvideo.attention.rolling import RollingCache
 from fastvideo.configs.models.base import ArchConfig
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.registry import find_component
@@ -25,7 +28,7 @@ from fastvideo.models.loader.repo import ComponentSource, Repo
 from fastvideo.models.loader.skeleton import skeleton
 from fastvideo.models.loader.weights import give_dtypes
 from fastvideo.models.schedulers import build_scheduler
-from fastvideo.models.vaes.base import BaseVAE
+from fastvideo.models.vaes.base import BaseVAE, Past
 from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch, MediaInputs
 from fastvideo.pipelines.stages import (
@@ -36,6 +39,9 @@ from fastvideo.pipelines.stages import (
     InputValidationStage,
     LatentPreparationStage,
     PipelineStage,
+    RolloutStage,
+    SegmentsStage,
+    SteeringStage,
     TextEncodingStage,
     TimestepPreparationStage,
 )
@@ -46,12 +52,24 @@ PROMPT_TOKENS = 128
 """Of the prompt that is planned for."""
 LIGHT = (InputValidationStage, LatentPreparationStage, TimestepPreparationStage)
 """Stages that take next to nothing."""
-PLANNED_MEDIA = ("image", "last_image", "video", "mask", "reference_images")
-"""That a model may be shown, all of which it is planned with; of the last there is one."""
+PLANNED_MEDIA = ("image", "last_image", "video", "mask", "reference_images", "pose_video", "face_video")
+"""That a model may be shown, all of which it is planned with; of reference images there is one. What somebody is
+replaced in is not among them: it takes the place of a clip that is encoded anyway."""
+CLIPS = ("video", "mask", "pose_video", "face_video")
 Shape = tuple[int, int, int, int]
 """Channels, frames, height and width of latents."""
 Shown = tuple[tuple[int, ...] | None, ...]
-"""The shapes of what an image encoder sees, and of the latents of media."""
+"""The shapes of what an image encoder sees, of the latents of media, and of those of a clip that steers."""
+CALLS = 4
+"""Chunks before the last at which a memory is made, so that so many calls can follow, and leave the oldest out."""
+
+
+class Pieces(NamedTuple):
+    """What a video is made of."""
+
+    sampling: SamplingParam
+    """Of one."""
+    number: int
 
 
 class _Tokens:
@@ -101,8 +119,6 @@ class DryPipeline:
         Raises:
             ValueError: the model has stages that cannot be run so.
         """
-        rule = "makes its video chunk by chunk, which cannot be planned yet"
-        require(not repo.entry.streams, "model", repo.model, rule, "plan another model, or leave memory out")
         self.zeros = zeros
         components: dict[str, Any] = {}
         for source in repo.components.values():
@@ -130,15 +146,13 @@ class DryPipeline:
         args = FastVideoArgs(model=repo.model)
         pipeline: type[ComposedPipelineBase] = resolve(repo.entry.pipeline)
         stages = pipeline(components, args, config, options=repo.model_index).stages
-        self.vae_scale = next(
-            (arch_of(one).latent_scale for one in repo.components.values() if one.name == "vae"), None
-        )
+        archs = [arch_of(one) for one in repo.components.values() if one.has_weights]
+        self.vae_scale = next((arch.latent_scale for arch in archs if arch.latent_scale is not None), None)
+        self.face_side = next((arch.face_side for arch in archs if arch.face_side is not None), None)
         self.names = {model: name for name, model in components.items() if isinstance(model, nn.Module)}
         self._sort(repo, stages)
-        self.scheduler = next(stage.scheduler for stage in stages if isinstance(stage, TimestepPreparationStage))
-        self.preparation = next(stage for stage in stages if isinstance(stage, LatentPreparationStage))
         asked = next(stage.model for stage in stages if isinstance(stage, InputValidationStage))
-        shown = "condition" in self.denoising.reads
+        shown = "condition" in self.denoising.reads or (self.rollout is not None and self.rollout.first > 0)
         self.media = tuple(name for name in PLANNED_MEDIA if shown and name in (*asked.needs, *asked.takes))
         """What the model is shown beside the prompt."""
 
@@ -146,18 +160,33 @@ class DryPipeline:
         """Find the stages that compute; raises a `ValueError` for one that cannot be run so."""
         self.image_stage: ImageEncodingStage | None = None
         self.media_stage: ConditionStage | None = None
+        self.steering_stage: SteeringStage | None = None
+        self.segments: SegmentsStage | None = None
+        self.rollout: RolloutStage | None = None
+        self.preparation: LatentPreparationStage | None = None
+        self.denoising: DenoisingStage | RolloutStage
+        self.decoding: DecodingStage | RolloutStage
         for stage in stages:
+            if isinstance(stage, SegmentsStage):
+                self.segments = stage
+        for stage in (*stages, *(() if self.segments is None else self.segments.stages)):
             if isinstance(stage, TextEncodingStage):
                 self.text_stage = stage
             elif isinstance(stage, ImageEncodingStage):
                 self.image_stage = stage
             elif isinstance(stage, ConditionStage):
                 self.media_stage = stage
+            elif isinstance(stage, SteeringStage):
+                self.steering_stage = stage
+            elif isinstance(stage, RolloutStage):
+                self.rollout = self.denoising = self.decoding = stage
             elif isinstance(stage, DenoisingStage):
                 self.denoising = stage
             elif isinstance(stage, DecodingStage):
                 self.decoding = stage
-            else:
+            elif isinstance(stage, LatentPreparationStage):
+                self.preparation = stage
+            elif not isinstance(stage, SegmentsStage):
                 rule = f"its stage {stage.name!r} cannot be predicted yet"
                 require(isinstance(stage, LIGHT), "model", repo.model, rule, "plan another model, or leave memory out")
 
@@ -167,10 +196,24 @@ class DryPipeline:
         assert isinstance(self.decoding.vae, BaseVAE)
         return self.decoding.vae
 
+    def pieces(self, sampling: SamplingParam) -> Pieces:
+        """What a video of `sampling` is made of."""
+        if self.segments is not None:
+            length, overlap = self.segments.cut(sampling)
+            count = max(1, -(-(sampling.num_frames - overlap) // (length - overlap)))
+            return Pieces(replace(sampling, num_frames=length), count)
+        if self.rollout is not None:
+            frames = self.rollout.latent_shape(sampling)[1]
+            return Pieces(sampling, (frames - self.rollout.first) // self.rollout.chunk)
+        return Pieces(sampling, 1)
+
     def picked(self, sampling: SamplingParam) -> tuple[torch.Tensor, list[Any]]:
         """The timesteps, and the model that runs at each."""
-        self.scheduler.set_timesteps(sampling.num_inference_steps)
-        return self.scheduler.timesteps, [self.denoising.pick(t) for t in self.scheduler.timesteps]
+        scheduler, steps = self.denoising.scheduler, sampling.num_inference_steps
+        scheduler.set_timesteps(steps)
+        if isinstance(self.denoising, RolloutStage):
+            return scheduler.timesteps, [self.denoising.model] * len(scheduler.timesteps)
+        return scheduler.timesteps, [self.denoising.pick(t) for t in scheduler.timesteps]
 
     @contextmanager
     def counted(self) -> Iterator[Trace]:
@@ -188,19 +231,34 @@ class DryPipeline:
         return self.text_stage.encoder(["prompt"] * prompts)
 
     def request(self, sampling: SamplingParam) -> ForwardBatch:
-        """A request for a video of `sampling`, with grey media."""
-        size = (sampling.height, sampling.width, 3)
+        """A request for a video of `sampling`, with grey media; a face is as large as the model looks at it."""
         media: dict[str, Any] = {}
         for name in self.media:
-            frames = (sampling.num_frames,) if name in ("video", "mask") else ()
-            media[name] = torch.full((*frames, *size), 128, dtype=torch.uint8)
+            frames = (sampling.num_frames,) if name in CLIPS else ()
+            media[name] = _grey(*frames, sampling.height, sampling.width)
         if "reference_images" in media:
             media["reference_images"] = (media["reference_images"],)
+        if "face_video" in media:
+            media["face_video"] = self.face(sampling.num_frames)
         return ForwardBatch(prompts=["prompt"], negative_prompts=[""], sampling=sampling, media=MediaInputs(**media))
 
+    def face(self, frames: int) -> torch.Tensor:
+        """A grey clip of a face."""
+        assert self.face_side is not None
+        return _grey(frames, self.face_side, self.face_side)
+
+    def latent_shape(self, sampling: SamplingParam) -> Shape:
+        """Of a whole video of `sampling`, or of one of its segments."""
+        stage = self.preparation or self.rollout
+        assert stage is not None
+        return stage.latent_shape(sampling)
+
     def latents_of(self, sampling: SamplingParam) -> Shape:
-        """The shape that is denoised."""
-        c, t, h, w = self.preparation.latent_shape(sampling)
+        """The shape that is denoised at once."""
+        c, t, h, w = self.latent_shape(sampling)
+        if self.rollout is not None:
+            return c, self.rollout.chunk, h, w
+        assert self.preparation is not None
         with torch.device("meta"):
             return c, t + self.preparation.more_frames(self.request(sampling)), h, w
 
@@ -217,36 +275,85 @@ class DryPipeline:
         images = self.image_stage.shown(self.request(sampling))
         return self.image_stage.encoder(images).flatten(0, 1).unsqueeze(0)
 
-    def condition(self, sampling: SamplingParam) -> torch.Tensor | None:
-        """The latents of the media of a video of `sampling`."""
+    def condition(self, sampling: SamplingParam) -> tuple[torch.Tensor | None, ...]:
+        """The latents of the media of a video of `sampling`, and those of a clip that steers."""
+        device, request = torch.device("cpu" if self.zeros else "meta"), self.request(sampling)
+        if self.rollout is not None:
+            return self.rollout.given(request, device), None
         assert self.media_stage is not None
-        return self.media_stage.make(self.request(sampling), torch.device("cpu" if self.zeros else "meta"))
+        made = self.media_stage.make(request, device)
+        return made, None if self.steering_stage is None else self.steering_stage.make(request, device)
 
     def shown(self, sampling: SamplingParam) -> Shown:
-        """The shapes of both; where there is no such stage, or no media, None."""
+        """The shapes of what a model is shown; where there is no such stage, or no media, None."""
         with torch.no_grad(), torch.device("meta"):
             assert not self.zeros
             seen = None if self.image_stage is None else self.see(sampling)
-            latents = self.condition(sampling) if self.media else None
-        return tuple(None if one is None else tuple(one.shape) for one in (seen, latents))
+            beside = self.media and self.rollout is None
+            latents = self.condition(sampling) if beside else (None, None)
+        return tuple(None if one is None else tuple(one.shape) for one in (seen, *latents))
+
+    def memory(self, model: Any, t: float, shape: Shape, text: TextEmbeddings, frames: int) -> RollingCache | None:
+        """What a model that makes latents of `shape` at a time sees of earlier ones near the end of a video of so many
+        latent `frames`; None for one that makes all of them at once."""
+        if self.rollout is None:
+            return None
+        memory = self.rollout.new_memory((frames, *shape[2:]))
+        self.predict(model, t, shape, text, memory=memory)
+        # its places need not be filled: the layers of this pass have made them
+        memory.keep(max(0, (frames // shape[1] - CALLS) * shape[1]))
+        return memory
 
     def predict(
-        self, model: Any, t: float, shape: Shape, text: TextEmbeddings, shown: Shown = (None, None)
-    ) -> torch.Tensor:
-        """One prediction of `model` for latents [1, *shape], with what it is shown of these shapes."""
+        self,
+        model: Any,
+        t: float,
+        shape: Shape,
+        text: TextEmbeddings,
+        shown: Shown = (None, None, None),
+        memory: RollingCache | None = None,
+        times: int = 1,
+    ) -> None:
+        """So many predictions of `model` for latents [1, *shape], with what it is shown of these shapes, or after what
+        `memory` holds, where the next call goes on."""
         one = TextEmbeddings(text.states[:1], text.mask[:1], text.padding)
+        latents, timestep = torch.zeros(1, *shape), torch.full((), t)
+        if isinstance(self.denoising, RolloutStage):
+            memory = memory or self.denoising.new_memory((shape[1], *shape[2:]))
+            for _ in range(times):
+                model(latents, timestep.expand(1), memory=memory, **self.denoising.conditions(one))
+            memory.keep(shape[1])
+            return
         batch = ForwardBatch(prompts=["prompt"], negative_prompts=[""], sampling=SamplingParam())
-        batch.image_embeds, batch.condition = (None if size is None else torch.ones(size) for size in shown)
-        given, timestep = self.denoising.prepare(torch.zeros(1, *shape), torch.full((), t), batch)
-        return model(given, timestep, **self.denoising.conditions(one), **self.denoising.extras(batch))
+        ones = (None if size is None else torch.ones(size) for size in shown)
+        batch.image_embeds, batch.condition, batch.steering = ones
+        if self.face_side is not None and self.vae_scale is not None and batch.steering is not None:
+            batch.media = MediaInputs(face_video=self.face((batch.steering.shape[2] - 1) * self.vae_scale[0] + 1))
+        extras = self.denoising.extras(batch)
+        for _ in range(times):
+            given, timestep = self.denoising.prepare(latents, torch.full((), t), batch)
+            model(given, timestep, **self.denoising.conditions(one), **extras)
 
-    def decode(self, shape: Shape) -> None:
-        """The video of latents [1, *shape], part by part, of which none is kept; never in tiles."""
+    def decode(self, shape: Shape) -> int:
+        """The video of latents [1, *shape], part by part, of which none is kept; never in tiles. Bytes that are kept
+        for what follows."""
+        if self.rollout is not None:
+            past = Past()
+            for _ in range(2):  # the second sees the first
+                self.rollout.vae.following(torch.zeros(1, *shape), past)
+            return past.nbytes
+        assert isinstance(self.decoding, DecodingStage)
         vae = self.vae
         tiling, vae.tiling = vae.tiling, None
         for part in self.decoding.vae.stream(torch.zeros(1, *shape)):
             del part
         vae.tiling = tiling
+        return 0
+
+
+def _grey(*size: int) -> torch.Tensor:
+    """Pixels [*size, 3]."""
+    return torch.full((*size, 3), 128, dtype=torch.uint8)
 
 
 def _fill(model: nn.Module) -> None:

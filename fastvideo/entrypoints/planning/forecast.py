@@ -1,9 +1,7 @@
 """Memory and time of each stage of a model, for one way to run it."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -12,14 +10,12 @@ from fastvideo.configs.quantization import QUANTIZATIONS
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.planning.dry import DryPipeline, Shape, bare, shrunk
 from fastvideo.entrypoints.planning.rehearse import LAYERS, USUAL, Size, line, rehearse
-from fastvideo.entrypoints.planning.trace import Trace
+from fastvideo.entrypoints.planning.work import TIMES, frames_held, names_of, predictions, tiles_of, trace_stages
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.models.dits.base import BaseDiT
 from fastvideo.models.encoders.base import TextEncoder
-from fastvideo.models.loader.component_loader import tiling_of
 from fastvideo.models.loader.quantize import quantized_layers
 from fastvideo.models.loader.repo import Repo
-from fastvideo.platforms import DTYPES
 
 REHEARSED_FLOPS = 1e11
 """That a rehearsal of a stage may take."""
@@ -72,6 +68,8 @@ class Cost:
     """Bytes of frames in host memory before or after it computes."""
     passes: int = 1
     """How often all weights of a model are used."""
+    visits: int = 1
+    """How often a model is used, after another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,17 +125,21 @@ def costs_of(
         ValueError: the model has stages that cannot be predicted, or the size is not one that it makes.
     """
     dry, few = DryPipeline(repo, config), DryPipeline(repo, config, layers=LAYERS)
-    shape: Shape = dry.preparation.latent_shape(sampling)
-    timesteps, models = dry.picked(sampling)
-    passes = len(timesteps) * (1 + (sampling.guidance_scale > 1))
+    whole, (sampling, count) = sampling, dry.pieces(sampling)
+    shape: Shape = dry.latent_shape(sampling)
     size = Size(
-        denoised=dry.latents_of(sampling), shown=dry.shown(sampling), decoded=(shape,),
-        clip=(sampling.num_frames, sampling.height, sampling.width),
+        denoised=dry.latents_of(sampling), shown=dry.shown(sampling),
+        decoded=(shape if dry.rollout is None else dry.latents_of(sampling),),
+        clip=(sampling.num_frames, sampling.height, sampling.width), frames=shape[1],
     )  # fmt: skip
-    traces = _traces(dry, sampling, size)
-    tiles, share = _tiles(repo, dry, config, shape)
+    traces = trace_stages(dry, sampling, size)
+    tiles, share = tiles_of(repo, dry, config, shape) if dry.rollout is None else (list(size.decoded), count / 2)
+    work = predictions(dry, sampling, size)
     flops = {key: float(trace.total) for key, trace in traces.items()}
-    flops |= {"denoising": passes * flops["denoising"], "decoding": share * flops["decoding"]}
+    flops |= {"denoising": work.flops, "decoding": share * flops["decoding"]}
+    often: dict[str, int] = {key: count for key in ("media", "denoising", "decoding") if key in traces}
+    if dry.segments is not None:
+        flops |= {key: times * flops[key] for key, times in often.items()}
     seconds: Mapping[str, float | None]
     base = None
     if on_cpu:
@@ -149,91 +151,18 @@ def costs_of(
             dry.decode(tiles[-1])
         held = {**{key: trace.peak for key, trace in traces.items()}, "decoding": one_tile.peak, "saving": SAVING}
         seconds = dict.fromkeys(held)
-    stages, names = _named(dry, models)
-    frames = _frames(repo, dry, config, sampling, shape)
+    beside: dict[str, int] = {"denoising": work.memory + work.past, "decoding": work.memory}
+    stages, names = names_of(dry, dry.picked(sampling)[1])
+    frames = frames_held(repo, dry, config, whole, shape)
+    passes: dict[str, int] = {"denoising": work.passes * (count if dry.segments else 1)}
     return base, [
         Cost(
-            name=stages.get(key, key), components=names.get(key, ()), held=int(held[key]), flops=flops.get(key, 0),
-            seconds=seconds[key], passes=passes if key == "denoising" else 1,
+            name=stages.get(key, key), components=names.get(key, ()), held=int(held[key]) + beside.get(key, 0),
+            flops=flops.get(key, 0), seconds=seconds[key], passes=passes.get(key, 1), visits=often.get(key, 1),
             frames=frames.get(key, (0, 0))[0], at_rest=frames.get(key, (0, 0))[1],
         )
         for key in (*traces, "saving")
     ]  # fmt: skip
-
-
-def _named(dry: DryPipeline, models: Sequence[Any]) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """The names of the stages, and of the components that each uses."""
-    vae = dry.names[dry.vae]
-    stages = {"text": dry.text_stage.name, "denoising": dry.denoising.name, "decoding": dry.decoding.name}
-    names = {
-        "text": (dry.names[dry.text_stage.encoder],),
-        "denoising": tuple(dict.fromkeys(dry.names[model] for model in models)),
-        "decoding": (vae,),
-        "media": (vae,),
-    }
-    if dry.image_stage is not None:
-        stages["image"], names["image"] = dry.image_stage.name, (dry.names[dry.image_stage.encoder],)
-    if dry.media_stage is not None:
-        stages["media"] = dry.media_stage.name
-    return stages, names
-
-
-def _traces(dry: DryPipeline, sampling: SamplingParam, size: Size) -> dict[str, Trace]:
-    """What each stage would compute, one prediction of those of denoising."""
-    timesteps, models = dry.picked(replace(sampling, num_inference_steps=2))
-    frames, height, width = size.clip
-    encoded = replace(sampling, num_frames=frames, height=height, width=width)
-    found: dict[str, Trace] = {}
-    with dry.counted() as found["text"]:
-        text = dry.embed(1 + (sampling.guidance_scale > 1))
-    if dry.image_stage is not None:
-        with dry.counted() as found["image"]:
-            dry.see(sampling)
-    if dry.media:
-        with dry.counted() as found["media"]:
-            dry.condition(encoded)
-    with dry.counted() as found["denoising"]:
-        dry.predict(models[0], float(timesteps[0]), size.denoised, text, size.shown)
-    with dry.counted() as found["decoding"]:
-        for one in size.decoded:
-            dry.decode(one)
-    return found
-
-
-def _frames(
-    repo: Repo, dry: DryPipeline, config: PipelineConfig, sampling: SamplingParam, shape: Shape
-) -> dict[str, tuple[int, int]]:
-    """Bytes of frames in host memory while a stage computes, and when it does not: fp32 in parts and then as one,
-    and for a file 8 bit, four times; of tiles also the mosaic, and the edges that the next tiles are blended with."""
-    video = 4 * 3 * sampling.num_frames * sampling.height * sampling.width
-    mosaic = 0.0
-    if config.vae_tiling:
-        arch = bare(repo.components[dry.names[dry.vae]], config)[1]
-        assert arch.latent_scale is not None
-        tiling = tiling_of(arch, config).over(arch.latent_scale[1])
-        tiles = tiling.tiles(*shape[2:])
-        if len(tiles) > 1:
-            area, share = shape[2] * shape[3], DTYPES[config.precision_of(dry.names[dry.vae])].itemsize / 4
-            row = sum(tile.width for tile in tiles if tile.row == 0)
-            mosaic = video * share * (1 + tiling.overlap * (row + tiling.size) / area)
-    during = int(mosaic) or video
-    return {"decoding": (during, int(mosaic) + 2 * video), "saving": (2 * video, 3 * video)}
-
-
-def _tiles(repo: Repo, dry: DryPipeline, config: PipelineConfig, shape: Shape) -> tuple[list[Shape], float]:
-    """The shapes of latents that are decoded at once, the largest last, in as many frames as memory grows with; and how
-    many times the frame's area all tiles have."""
-    channels, frames, h, w = shape
-    chunk = dry.vae.chunk
-    few = min(frames, 2 * chunk + frames % chunk)
-    if not config.vae_tiling:
-        return [(channels, few, h, w)], 1.0
-    arch = bare(repo.components[dry.names[dry.vae]], config)[1]
-    assert arch.latent_scale is not None
-    tiles = tiling_of(arch, config).over(arch.latent_scale[1]).tiles(h, w)
-    sides = sorted({(tile.height, tile.width) for tile in tiles}, key=math.prod)
-    area = sum(tile.height * tile.width for tile in tiles)
-    return [(channels, few, *side) for side in sides], area / (h * w)
 
 
 def _smaller(size: Size, dry: DryPipeline, sampling: SamplingParam, shares: Mapping[str, float], part: float) -> Size:
@@ -242,19 +171,23 @@ def _smaller(size: Size, dry: DryPipeline, sampling: SamplingParam, shares: Mapp
     def of(key: str) -> float:
         return part * shares[key] if shares[key] < 1 else 1
 
-    denoised, clip = shrunk(size.denoised, of("denoising"), frames=True), size.clip
+    denoised, clip = shrunk(size.denoised, of("denoising"), frames=dry.rollout is None), size.clip
+    if size.shown[-1] is not None:  # which has a frame less
+        denoised = (denoised[0], max(2, denoised[1]), *denoised[2:])
     if shares.get("media", 1) < 1:
-        whole: Shape = dry.preparation.latent_shape(sampling)
+        whole: Shape = dry.latent_shape(sampling)
         few = min(whole[1], 1 + 2 * dry.vae.chunk)  # memory grows no more beyond these, but by the clip
         share = min(1.0, shares["media"] * whole[1] / few)
         small = dry.sampling_of(sampling, shrunk((whole[0], few, *whole[2:]), part * share, frames=False))
         clip = small.num_frames, small.height, small.width
-    seen, latents = size.shown
-    if latents is not None:
-        frames = denoised[1] if latents[2] == size.denoised[1] else latents[2]
-        latents = (*latents[:2], frames, *denoised[2:])
+    seen, *latents = size.shown
+    fewer = size.denoised[1] - denoised[1]
+    for place, one in enumerate(latents):
+        if one is not None:  # which goes along with all frames, or all but some in front, or with some alone
+            frames = one[2] - fewer if one[2] > fewer and one[2] >= size.denoised[1] - 1 else one[2]
+            latents[place] = (*one[:2], frames, *denoised[2:])
     decoded = tuple(shrunk(tile, of("decoding"), frames=False) for tile in size.decoded)
-    return Size(denoised=denoised, shown=(seen, latents), decoded=decoded, clip=clip)
+    return replace(size, denoised=denoised, shown=(seen, *latents), decoded=decoded, clip=clip)
 
 
 def _rehearsed(
@@ -268,14 +201,14 @@ def _rehearsed(
 ) -> tuple[int, dict[str, float], dict[str, float | None]]:
     """Bytes of a process with its libraries alone; bytes held and seconds of each stage, from one run at full size, or
     where that would take long from two smaller ones: memory is on a line over what tensors are counted to take."""
-    whole = _traces(few, sampling, size)
+    whole = trace_stages(few, sampling, size)
     sized = [key for key in ("media", "denoising", "decoding") if key in whole]
-    shares: dict[str, float] = {key: min(1.0, REHEARSED_FLOPS / whole[key].total) for key in sized}
+    shares: dict[str, float] = {key: min(1.0, TIMES.get(key, 1) * REHEARSED_FLOPS / whole[key].total) for key in sized}
     parts = [1.0] if min(shares.values()) == 1 else [0.5, 1.0]
     sizes = [_smaller(size, few, sampling, shares, part) for part in parts]
     file = (min(sampling.num_frames, LOOKAHEAD), sampling.height, sampling.width)
     base, found = rehearse(repo.model, config, sampling, sizes, file, quantized)
-    traces = [_traces(few, sampling, one) for one in sizes]
+    traces = [trace_stages(few, sampling, one) for one in sizes]
     held: dict[str, float] = {"saving": found["saving"].held[0] + found["saving"].kept}
     seconds: dict[str, float | None] = {"saving": None}
     for key, peak in whole.items():
@@ -285,8 +218,7 @@ def _rehearsed(
         # the allocator keeps more as blocks get larger, up to those that it never keeps
         growth = min(peak.largest, USUAL) / min(traces[-1][key].largest, USUAL)
         held[key] = lean + stage.kept * growth
-        times = 2 if key == "denoising" else 1  # it predicts twice
-        seconds[key] = stage.seconds * flops[key] / (times * traces[-1][key].total)
+        seconds[key] = stage.seconds * flops[key] / traces[-1][key].total
     return base, held, seconds
 
 
@@ -335,7 +267,7 @@ def _moved(cost: Cost, weights: Mapping[str, Weights], args: FastVideoArgs) -> f
     away = sum(weights[name].nbytes for name in cost.components if args.home(name) != "device")
     if not away:
         return 0.0
-    return away / len(cost.components) * (cost.passes if args.by_layer(cost.components[0]) else 1)
+    return away / len(cost.components) * (cost.passes if args.by_layer(cost.components[0]) else cost.visits)
 
 
 def copy_rate() -> float:

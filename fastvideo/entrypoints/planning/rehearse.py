@@ -50,6 +50,8 @@ class Size:
     """One after the other."""
     clip: tuple[int, int, int]
     """Frames, height and width of the video that media are encoded for."""
+    frames: int = 0
+    """Of the latents of the whole video, of a model that makes some at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +116,15 @@ def main(asked: Mapping[str, Any]) -> tuple[int, dict[str, Rehearsed]]:
     return_freed_memory()
     before = process_memory("VmRSS") or 0
     embed = partial(dry.embed, 1 + (sampling.guidance_scale > 1))
-    text, sizes = embed(), [Size(**size) for size in asked["sizes"]]
+    text, sizes = embed(), [_size(size) for size in asked["sizes"]]
+
+    first = models[0], float(timesteps[0])
+    free = process_memory("VmRSS") or 0
+    memories = {size: dry.memory(*first, size.denoised, text, size.frames) for size in sizes}
+    before += (process_memory("VmRSS") or 0) - free  # which is counted by its size, and not by what two layers have
 
     def predict(size: Size) -> None:
-        for _ in range(2):
-            dry.predict(models[0], float(timesteps[0]), size.denoised, text, size.shown)
+        dry.predict(*first, size.denoised, text, size.shown, memories[size], times=2)
 
     def decode(size: Size) -> None:
         for shape in size.decoded:
@@ -148,6 +154,19 @@ def main(asked: Mapping[str, Any]) -> tuple[int, dict[str, Rehearsed]]:
         held = tuple(peak - before for _, peak, _ in lean[name])
         found[name] = Rehearsed(held=held, kept=max(0, kept), seconds=seconds)
     return bare, found
+
+
+def _size(values: Mapping[str, Any]) -> Size:
+    """As JSON has it, with lists."""
+    made = Size(**values)
+    shown = tuple(None if one is None else tuple(one) for one in made.shown)
+    return replace(made, denoised=_shape(made.denoised), shown=shown, decoded=tuple(map(_shape, made.decoded)),
+                   clip=(made.clip[0], made.clip[1], made.clip[2]))  # fmt: skip
+
+
+def _shape(values: Sequence[int]) -> Shape:
+    channels, frames, height, width = values
+    return channels, frames, height, width
 
 
 def _save(frames: int, height: int, width: int) -> None:

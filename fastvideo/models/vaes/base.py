@@ -58,6 +58,11 @@ class Past:
     def __init__(self) -> None:
         self._frames: dict[nn.Module, torch.Tensor] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Of all layers."""
+        return sum(frames.nbytes for frames in self._frames.values())
+
     def started(self, layer: nn.Module) -> bool:
         return layer in self._frames
 

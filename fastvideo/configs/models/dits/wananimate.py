@@ -96,6 +96,10 @@ class WanAnimateArchConfig(WanVideoArchConfig):
     motion_encoder_batch_size: int = 8
 
     @property
+    def face_side(self) -> int | None:
+        return self.motion_encoder_size
+
+    @property
     def param_names_mapping(self) -> ParamNamesMapping:
         return diffusers_names(self.num_layers, self.inject_face_latents_blocks)
 
