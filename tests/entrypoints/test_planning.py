@@ -296,12 +296,12 @@ def test_what_a_model_is_shown_is_planned_for(
 def test_what_is_shown_is_rehearsed_in_the_sizes_of_the_latents(i2v_repo: Path) -> None:
     repo = resolve_repo(i2v_repo)
     dry = DryPipeline(repo, PipelineConfig(), layers=2)
-    whole = Size(denoised=(16, 3, 32, 48), shown=((1, 5, 32), (1, 20, 3, 32, 48)), decoded=((16, 3, 32, 48),),
-                 clip=(9, 256, 384))  # fmt: skip
+    whole = Size(denoised=(16, 3, 32, 48), shown=((1, 5, 32), (1, 20, 3, 32, 48), None),
+                 decoded=((16, 3, 32, 48),), clip=(9, 256, 384))  # fmt: skip
     shares = {"media": 0.1, "denoising": 0.1, "decoding": 1.0}
     small = _smaller(whole, dry, sampling(height=256, width=384), shares, 1.0)
     assert small.denoised == (16, 1, 16, 28)
-    assert small.shown == ((1, 5, 32), (1, 20, 1, 16, 28))
+    assert small.shown == ((1, 5, 32), (1, 20, 1, 16, 28), None)
     assert small.decoded == whole.decoded
     assert small.clip == (9, 96, 128)
     assert _smaller(whole, dry, sampling(), dict.fromkeys(shares, 1.0), 0.5) == whole

@@ -19,6 +19,7 @@ def costs_by_name(repo: Path, **fields: Any) -> list[Cost]:
     return costs_of(found, resolve(found.entry.pipeline_config)(), given, on_cpu=False)[1]
 
 
+@pytest.mark.slow
 def test_segments_are_planned(animate_repo: Path) -> None:
     segment = {"segment_frame_length": 17, "num_inference_steps": 2}
     one, two = (
@@ -51,20 +52,20 @@ def test_segments_are_planned(animate_repo: Path) -> None:
 
 def test_chunks_are_planned(causal_repo: Path) -> None:
     # the window is of two chunks: from the second on all see as much
-    counts = [costs_by_name(causal_repo, num_frames=frames) for frames in (9, 21, 33, 45)]
+    counts = [costs_by_name(causal_repo, num_frames=frames) for frames in (9, 21, 33)]
     passes = [{cost.components: cost for cost in costs}["transformer",] for costs in counts]
-    assert [cost.passes for cost in passes] == [4, 9, 14, 19]
-    assert [cost.visits for cost in passes] == [1, 2, 3, 4]
-    steps = [later.flops - earlier.flops for earlier, later in zip(passes, passes[1:], strict=False)]
-    assert steps[1] == steps[2] > passes[0].flops
+    assert [cost.passes for cost in passes] == [4, 9, 14]
+    assert [cost.visits for cost in passes] == [1, 2, 3]
+    # four steps of the first chunk and a pass when it is done; from then on each of the five sees as much
+    assert passes[2].flops - passes[1].flops > passes[1].flops - passes[0].flops > passes[0].flops
     # and hold no more, but for the frames
-    assert [cost.held for cost in passes[2:]] == pytest.approx([passes[1].held] * 2, rel=0.02)
+    assert passes[2].held == pytest.approx(passes[1].held, rel=0.02)
     assert passes[1].held > passes[0].held
     decoding = [{cost.components: cost for cost in costs}["vae",] for costs in counts]
-    assert decoding[3].flops == 4 * decoding[0].flops
-    assert decoding[3].held == pytest.approx(decoding[1].held, rel=0.02)
+    assert decoding[2].flops == 3 * decoding[0].flops
+    assert decoding[2].held == pytest.approx(decoding[1].held, rel=0.02)
     video = 4 * 3 * 64 * 96
-    assert [cost.frames for cost in decoding] == [video * frames for frames in (9, 21, 33, 45)]
+    assert [cost.frames for cost in decoding] == [video * frames for frames in (9, 21, 33)]
 
 
 def test_what_a_memory_takes_is_counted_in_all_layers(causal_repo: Path) -> None:
