@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -26,27 +27,39 @@ START_SECONDS = 2.0
 """From the first client to the last."""
 
 
+def before_others(pid: int) -> None:
+    """Put a process, and not those that it has started, at a real-time priority."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setscheduler(int(task.name), os.SCHED_FIFO, os.sched_param(10))
+
+
 class Server:
     """`fastvideo serve` in a folder."""
 
-    def __init__(self, folder: Path, port: int, more: list[str]) -> None:
-        self.more = more
+    def __init__(self, folder: Path, port: int, more: list[str], realtime: bool = False) -> None:
+        self.more, self.realtime = more, realtime
         flags = ["--server.port", str(port), "--server.max_queue", "100000", "--server.max_jobs_per_key", "100000",
                  "--server.studio", "false", *more]  # fmt: skip
         command = [sys.executable, "-m", "fastvideo.entrypoints.cli", "serve", *flags]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.log = (folder / "log.txt").open("a")
-        self.process = subprocess.Popen(command, cwd=folder, env=env, stdout=self.log, stderr=self.log)
+        # the model is not before others, though who starts it may be by now
+        usual = partial(os.sched_setscheduler, 0, os.SCHED_OTHER, os.sched_param(0)) if realtime else None
+        self.process = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=self.log, stderr=self.log, preexec_fn=usual
+        )
         self.url = f"http://127.0.0.1:{port}"
         with httpx.Client() as web:
             while True:
                 assert self.process.poll() is None, (folder / "log.txt").read_text()
                 try:
                     if web.get(f"{self.url}/ready").status_code == 200:
-                        return
+                        break
                 except httpx.TransportError:
                     pass
                 time.sleep(0.1)
+        if realtime:
+            before_others(self.process.pid)
 
     def memory(self) -> tuple[float, float]:
         """Resident MiB of the server, and of the process that runs the model; pages that both have count in both."""
@@ -79,6 +92,16 @@ class Load:
         self.answers: Counter[int] = Counter()
         self.made: dict[str, str] = {}
         """The state of each job, by its id."""
+
+    @property
+    def failed(self) -> int:
+        """How many jobs did."""
+        return sum(state != "completed" for state in self.made.values())
+
+    @property
+    def errors(self) -> int:
+        """How many answers were a 5xx."""
+        return sum(count for status, count in self.answers.items() if status >= 500)
 
     async def client(self, web: httpx.AsyncClient, number: int, clients: int, jobs: int) -> None:
         """Make `jobs` videos, one after the other, each watched by asking; clients do not ask in step."""
@@ -132,7 +155,7 @@ def killed(folder: Path, server: Server, jobs: int) -> tuple[Server, int, int]:
             time.sleep(0.05)
     port = int(server.url.rpartition(":")[2])
     server.end(signal.SIGKILL)
-    server = Server(folder, port, server.more)
+    server = Server(folder, port, server.more, server.realtime)
     while any(job["status"] in ("queued", "in_progress") for job in listed(server.url)):
         time.sleep(0.5)
     states = Counter(str(job["id"]) for job in listed(server.url) if job["id"] in ids and job["status"] == "completed")
@@ -147,11 +170,18 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--port", type=int, default=8971)
+    parser.add_argument(
+        "--realtime",
+        action="store_true",
+        help="run server and clients, but not the model, before other programs (as root, on Linux)",
+    )
     parser.add_argument("flags", nargs="*", help="more flags of fastvideo serve, after --")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        server = Server(folder, options.port, options.flags)
+        server = Server(folder, options.port, options.flags, options.realtime)
+        if options.realtime:
+            before_others(os.getpid())
         try:
             began = time.perf_counter()
             load = asyncio.run(drive(server, options.clients, options.jobs))
@@ -164,21 +194,27 @@ def main() -> int:
             raise RuntimeError(f"the server went away; its log:\n{(folder / 'log.txt').read_text()}") from error
         finally:
             server.end(signal.SIGTERM)
+    print(table(load, seconds, lost, doubled, whole, wrong))
+    return int(bool(lost or doubled or load.failed or load.errors or wrong))
+
+
+def table(load: Load, seconds: float, lost: int, doubled: int, whole: int, wrong: int) -> str:
+    """The table of docs/serving.md."""
     cuts = statistics.quantiles(load.seconds, n=100)
-    errors = sum(count for status, count in load.answers.items() if status >= 500)
-    failed = sum(state != "completed" for state in load.made.values())
-    rows = [
-        ("clients at once", options.clients), ("jobs", options.jobs),
-        ("seconds; jobs a minute", f"{seconds:.0f}; {60 * options.jobs / seconds:.0f}"),
-        ("jobs lost, doubled, failed", f"{lost}, {doubled}, {failed}"), ("answers", sum(load.answers.values())),
-        ("answers that were a 5xx", errors),
-        ("a status call while videos are made: median, p99", f"{cuts[49] * 1e3:.1f} ms, {cuts[98] * 1e3:.1f} ms"),
-        *((f"memory with {mark}% of the jobs done: server, model", f"{ours:.0f} MiB, {models:.0f} MiB")
-          for mark, (ours, models) in load.memory.items()),
-        ("after kill -9: of 10 jobs done and whole; lost or doubled", f"{whole}; {wrong}"),
-    ]  # fmt: skip
-    print("| what | measured |\n|---|---|\n" + "\n".join(f"| {what} | {value} |" for what, value in rows))
-    return int(bool(lost or doubled or failed or errors or wrong))
+    marks = [str(mark) for mark in sorted(load.memory)]
+    server, model = (
+        ", ".join(f"{values[place]:.0f}" for _, values in sorted(load.memory.items())) + " MiB" for place in (0, 1)
+    )
+    rows = {
+        f"seconds for {load.jobs} jobs; jobs a minute": f"{seconds:.0f}; {60 * load.jobs / seconds:.0f}",
+        "jobs lost, doubled, failed": f"{lost}, {doubled}, {load.failed}",
+        "answers, and those that were a 5xx": f"{sum(load.answers.values())}, {load.errors}",
+        "a status call while videos are made: median, p99": f"{cuts[49] * 1e3:.1f} ms, {cuts[98] * 1e3:.1f} ms",
+        f"memory with {', '.join(marks[:-1])} and {marks[-1]}% of the jobs done: server": server,
+        "the same, of the process that runs the model": model,
+        "after `kill -9`: of 10 jobs done and whole; lost or doubled": f"{whole}; {wrong}",
+    }
+    return "| what | measured |\n|---|---|\n" + "\n".join(f"| {what} | {value} |" for what, value in rows.items())
 
 
 if __name__ == "__main__":
