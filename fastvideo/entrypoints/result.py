@@ -1,13 +1,19 @@
 """What a generation gives back."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from fastvideo.pipelines.pipeline_batch_info import ForwardBatch, written
+
+Frames = list[npt.NDArray[np.uint8]]
+"""[H, W, 3] each, RGB."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +46,8 @@ class GenerationResult(Mapping[str, Any]):
     """How often a block of the diffusion transformer ran in that call."""
     saved_block_runs: int
     """How often more it would have without step caches and ways to compute guidance less often."""
+    batch_size: int
+    """How many requests were denoised together, this one among them."""
 
     def __getitem__(self, key: str) -> Any:
         if key not in NAMES:
@@ -65,3 +73,37 @@ def to_frames(video: torch.Tensor) -> list[npt.NDArray[np.uint8]]:
     """T arrays [H, W, 3] of `video` [3, T, H, W] in [0, 1], rounded to the nearest of 256 levels."""
     levels = (video * 255).round().to(torch.uint8)
     return list(levels.permute(1, 2, 3, 0).contiguous().numpy())
+
+
+def results_of(
+    batch: ForwardBatch, clips: Sequence[Frames], files: Sequence[Path], seconds: float
+) -> list[GenerationResult]:
+    """The results of a request.
+
+    Args:
+        batch: after the last stage.
+        clips: the frames of its videos; none on a rank that has no videos.
+        files: of its videos; none when they are not saved.
+        seconds: that it took.
+    """
+    runs, sampling, results = written(batch.block_runs, "block_runs"), batch.sampling, []
+    for number in range(batch.size):
+        results.append(
+            GenerationResult(
+                frames=clips[number] if sampling.return_frames else None,
+                samples=written(batch.video, "video")[number, None] if sampling.return_frames else None,
+                audio=None,
+                audio_sample_rate=None,
+                video_path=str(files[number]) if files else None,
+                prompts=batch.prompts[0],
+                seed=sampling.seed,
+                size=(sampling.height, sampling.width, sampling.num_frames),
+                generation_time=seconds,
+                stage_times=dict(batch.stage_times),
+                peak_memory_mb=batch.peak_memory / 2**20,
+                block_runs=runs.made,
+                saved_block_runs=runs.saved,
+                batch_size=batch.together,
+            )
+        )
+    return results

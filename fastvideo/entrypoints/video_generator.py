@@ -5,6 +5,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -17,8 +18,9 @@ from fastvideo.entrypoints.media import Frames, output_file, output_files, write
 from fastvideo.entrypoints.media_inputs import digests, fitted, read_media
 from fastvideo.entrypoints.metadata import clip_metadata
 from fastvideo.entrypoints.quality import EXACT, Tuned, find_tuned, in_plain_fields, loaded_for
-from fastvideo.entrypoints.result import GenerationResult, to_frames
+from fastvideo.entrypoints.result import GenerationResult, results_of, to_frames
 from fastvideo.entrypoints.streaming import StreamMethods, VideoChunk
+from fastvideo.entrypoints.together import Order, TogetherMethods
 from fastvideo.entrypoints.watch import ProgressBar, control_of, interrupt_cancels
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
@@ -48,7 +50,7 @@ KEYWORDS = ("prompt", "sampling_param", *MEDIA, "progress", "cancel", "preview_e
 """Of `generate_video`, beside the fields of `SamplingParam`."""
 
 
-class VideoGenerator(LoraMethods, StreamMethods):
+class VideoGenerator(LoraMethods, StreamMethods, TogetherMethods):
     """A loaded model that makes videos. Use it as a context manager, or call `shutdown` when done."""
 
     _start = staticmethod(start_executor)
@@ -267,48 +269,45 @@ class VideoGenerator(LoraMethods, StreamMethods):
         media: MediaInputs,
     ) -> list[GenerationResult]:
         """The videos of prompt number `index`, saved if asked for."""
-        prompt = prompts[index]
-        files = executor.on_first(lambda: self._clip_files(sampling, prompts, index))
+        order = self._ordered(executor, prompts, index, sampling, control, media)
+        started = time.perf_counter()
+        with self._turn, interrupt_cancels(control.cancel):
+            order.lora = self._adapters.metadata()
+            batch = executor.execute(order.batch)
+        return self._delivered(executor, order, batch, time.perf_counter() - started)
+
+    def _ordered(
+        self,
+        executor: Executor,
+        prompts: Sequence[str],
+        index: int,
+        sampling: SamplingParam,
+        control: Control,
+        media: MediaInputs,
+    ) -> Order:
+        name_files = partial(self._clip_files, sampling, prompts, index)
+        files = executor.on_first(name_files)
         # before the long part: should a weight file have gone, no video is lost
         weights = executor.on_first(lambda: weight_hashes(self.repo)) if files else {}
         batch = ForwardBatch(
-            prompts=[prompt],
+            prompts=[prompts[index]],
             negative_prompts=[sampling.negative_prompt],
             sampling=sampling,
             control=control,
             media=media,
         )
-        started = time.perf_counter()
-        with self._turn, interrupt_cancels(control.cancel):
-            lora = self._adapters.metadata()
-            batch = executor.execute(batch)
-        seconds = time.perf_counter() - started
-        runs = written(batch.block_runs, "block_runs")
+        return Order(batch=batch, name_files=name_files, files=files, weights=weights)
+
+    def _delivered(
+        self, executor: Executor, order: Order, batch: ForwardBatch, seconds: float
+    ) -> list[GenerationResult]:
+        runs, files = written(batch.block_runs, "block_runs"), order.files
         if runs.saved:
             logger.info("block runs: %d made, %d saved (%.0f%%)", *runs, 100 * runs.saved / sum(runs))
         frames = [] if batch.video is None else [to_frames(video) for video in batch.video]
         if files:
-            executor.on_first(lambda: self._save(executor, batch, frames, files, weights, lora))
-        results = []
-        for number in range(batch.size):
-            results.append(
-                GenerationResult(
-                    frames=frames[number] if sampling.return_frames else None,
-                    samples=written(batch.video, "video")[number, None] if sampling.return_frames else None,
-                    audio=None,
-                    audio_sample_rate=None,
-                    video_path=str(files[number]) if files else None,
-                    prompts=prompt,
-                    seed=sampling.seed,
-                    size=(sampling.height, sampling.width, sampling.num_frames),
-                    generation_time=seconds,
-                    stage_times=dict(batch.stage_times),
-                    peak_memory_mb=batch.peak_memory / 2**20,
-                    block_runs=runs.made,
-                    saved_block_runs=runs.saved,
-                )
-            )
-        return results
+            executor.on_first(lambda: self._save(executor, batch, frames, files, order.weights, order.lora))
+        return results_of(batch, frames, files, seconds)
 
     def _save(
         self,

@@ -2,7 +2,9 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
@@ -11,6 +13,7 @@ from torch import nn
 
 from fastvideo.attention.layer import DistributedAttention
 from fastvideo.configs.pipelines.base import PipelineConfig
+from fastvideo.configs.sample.alike import alike
 from fastvideo.distributed.groups import ONE_RANK, Groups
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
@@ -20,10 +23,14 @@ from fastvideo.models.loader.lora import LoraSet
 from fastvideo.models.loader.repo import Repo
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.pipelines.stages.base import PipelineStage, StreamingStage, check_connected
+from fastvideo.pipelines.stages.denoising import DenoisingStage
+from fastvideo.pipelines.stages.together import OWN_FAULTS, Crowd, Knowledge, Member
 from fastvideo.platforms import current_platform
 from fastvideo.platforms.cpu import return_freed_memory
 
 T = TypeVar("T")
+Ended = Callable[[int, ForwardBatch | Exception], None]
+"""Told the number of a request and what became of it."""
 logger = init_logger(__name__)
 
 
@@ -57,6 +64,7 @@ class ComposedPipelineBase(ABC):
         self.options = options
         self.stages = self.create_stages()
         self._adapted: Adapted | None = None
+        self._knowledge = Knowledge()
         check_connected(self.stages)
         for stage in self.stages:
             stage.groups = groups
@@ -137,6 +145,7 @@ class ComposedPipelineBase(ABC):
         if self._adapted is None:
             raise RuntimeError("a LoRA needs the model's files: make the pipeline with from_repo")
         self._adapted.adapt(loras)
+        self._knowledge = Knowledge()  # layers may have branches now
         if self.args.enable_torch_compile:
             torch.compiler.reset()  # compiled code takes no notice of branches that came or went
 
@@ -158,9 +167,64 @@ class ComposedPipelineBase(ABC):
             ValueError: the model cannot run this request; nothing has been computed.
             FloatingPointError: the latents or the video are not finite.
         """
-        for stage in self.stages:
+        return self._through(self.stages, batch)
+
+    @torch.no_grad()
+    def forward_together(self, batches: Sequence[ForwardBatch], ended: Ended) -> None:
+        """Run `batches`, which are `alike`, to the same results as `forward`, and denoise them together where that
+        changes no bit of one and takes less time; see `stages/together.py`. Each has its own progress and can be
+        cancelled; one that is, or whose numbers are not finite, ends by itself. From the decoding on they go one after
+        the other.
+
+        Args:
+            batches: one or more.
+            ended: called with the number of one of them and with what became of it, a batch or what it raised, as soon
+                as that is so.
+
+        Raises:
+            ValueError: they are not alike.
+            Exception: what else `forward` raises for one of them; those that have not ended by then have no result.
+        """
+        keys = {alike(batch.sampling.to_dict(), batch.media.names) for batch in batches}
+        if len(keys) > 1 or None in keys:
+            raise ValueError("requests that run together must be alike: of one size, with as many steps, no step cache")
+        place = self._denoising
+        if place is None or len(batches) == 1:
+            for number, batch in enumerate(batches):
+                _settle(number, partial(self.forward, batch), ended)
+            return
+        stage = self.stages[place]
+        assert isinstance(stage, DenoisingStage)
+        members: dict[int, Member] = {}
+        for number, batch in enumerate(batches):
+            begun = _settle(number, partial(self._through, self.stages[:place], batch), lambda *outcome: None)
+            if isinstance(begun, Exception):
+                ended(number, begun)
+            else:
+                members[number] = Member(stage, begun)
+        crowd = Crowd(list(members.values()), current_platform(self.args.device), self._knowledge)
+        with self._leaving(stage):
+            crowd.run()
+        for number, member in members.items():
+            member.batch.peak_memory = crowd.peak
+            _settle(number, partial(self._finished, stage, member, place), ended)
+
+    @property
+    def _denoising(self) -> int | None:
+        """The number of the stage in which requests can run together; None where there is none, or several ranks."""
+        places = [number for number, stage in enumerate(self.stages) if isinstance(stage, DenoisingStage)]
+        return places[0] if len(places) == 1 and self.stages[0].groups.layout.world == 1 else None
+
+    def _through(self, stages: Sequence[PipelineStage], batch: ForwardBatch) -> ForwardBatch:
+        for stage in stages:
             batch = self._run(stage, batch)
         return batch
+
+    def _finished(self, denoising: DenoisingStage, member: Member, place: int) -> ForwardBatch:
+        """The batch of `member`, once it went through `denoising`, which is stage number `place`, and those behind."""
+        with self._leaving(denoising):
+            member.finish()
+        return self._through(self.stages[place + 1 :], member.batch)
 
     @torch.no_grad()
     def stream(self, batch: ForwardBatch) -> Iterator[torch.Tensor]:
@@ -184,14 +248,30 @@ class ComposedPipelineBase(ABC):
         """`batch` after `stage`."""
         batch.control.check()
         started = time.perf_counter()
-        try:
+        with self._leaving(stage):
             batch = stage.forward(batch, self.args)
-        finally:
-            stage.release()
-            return_freed_memory()  # else what one stage leaves lies beside what the next one needs
         batch.stage_times[stage.name] = time.perf_counter() - started
         logger.debug("%s: %.3f s", stage.name, batch.stage_times[stage.name])
         return batch
+
+    @contextmanager
+    def _leaving(self, stage: PipelineStage) -> Iterator[None]:
+        """Have `stage` let go of what it uses at the end of the block."""
+        try:
+            yield
+        finally:
+            stage.release()
+            return_freed_memory()  # else what one stage leaves lies beside what the next one needs
+
+
+def _settle(number: int, make: Callable[[], ForwardBatch], ended: Ended) -> ForwardBatch | Exception:
+    """What `make` gives for request `number`, or what ended that one alone; `ended` is told."""
+    try:
+        outcome: ForwardBatch | Exception = make()
+    except OWN_FAULTS as error:
+        outcome = error
+    ended(number, outcome)
+    return outcome
 
 
 Pipeline = TypeVar("Pipeline", bound=ComposedPipelineBase)

@@ -206,6 +206,8 @@ class ForwardBatch:
     """Seconds each stage took, by its name; written by the pipeline."""
     peak_memory: int = 0
     """The most bytes that a device held meanwhile, of all devices; written by the executor."""
+    together: int = 1
+    """How many requests, this one among them, were denoised together; written by the pipeline."""
 
     @property
     def guided(self) -> bool:

@@ -8,6 +8,14 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16,
 """The dtype of each precision."""
 
 
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory was not enough, on whatever device."""
+    text = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )
+
+
 class Platform(ABC):
     """A device: its dtypes, its memory, and when its work is done. Memory is in bytes."""
 

@@ -1,10 +1,12 @@
 """Where a pipeline runs. Every executor holds one pipeline and runs batches through it, one at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from fastvideo.models.loader.lora import LoraSet
+from fastvideo.pipelines.composed_pipeline_base import Ended
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
+from fastvideo.pipelines.stages.together import OWN_FAULTS
 
 T = TypeVar("T")
 
@@ -30,6 +32,17 @@ class Executor(Protocol):
             RuntimeError: after `shutdown`.
         """
 
+    def execute_together(self, batches: Sequence[ForwardBatch], ended: Ended) -> None:
+        """Run `batches`, which are `alike`, to the results of `execute`, and together where that changes none.
+
+        Args:
+            batches: one or more, each with a control of its own.
+            ended: called with the number of one of them and the batch, or what ended it alone, as soon as that is so.
+
+        Raises:
+            Exception: as `execute`, for one of them or all; those that have not ended by then have no result.
+        """
+
     def adapt(self, loras: LoraSet) -> None:
         """Have the pipeline of every process run with `loras` from now on; waits for a batch that is running.
 
@@ -46,6 +59,16 @@ class Executor(Protocol):
 
     def shutdown(self) -> None:
         """Free the pipeline and whatever runs it. Doing it twice is the same as once."""
+
+
+def one_by_one(executor: Executor, batches: Sequence[ForwardBatch], ended: Ended) -> None:
+    """`execute_together` for where requests never run together."""
+    for number, batch in enumerate(batches):
+        try:
+            outcome: ForwardBatch | Exception = executor.execute(batch)
+        except OWN_FAULTS as error:
+            outcome = error
+        ended(number, outcome)
 
 
 class WorkerError(RuntimeError):

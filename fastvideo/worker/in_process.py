@@ -2,7 +2,8 @@
 
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -12,9 +13,10 @@ from fastvideo.configs.registry import ModelEntry
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.models.loader.lora import LoraSet
 from fastvideo.models.loader.repo import Repo
-from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
+from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase, Ended
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
 from fastvideo.platforms import current_platform
+from fastvideo.platforms.base import Platform
 from fastvideo.utils import resolve
 
 T = TypeVar("T")
@@ -54,6 +56,13 @@ class InProcessExecutor:
             batch.peak_memory = self._platform.peak_memory()
             return batch
 
+    def execute_together(self, batches: Sequence[ForwardBatch], ended: Ended) -> None:
+        """See `Executor`."""
+        with self._lock:
+            pipeline = self._running()
+            self._platform.reset_peak_memory()
+            pipeline.forward_together(batches, partial(told, self._platform, ended))
+
     def stream(self, batch: ForwardBatch) -> Iterator[torch.Tensor]:
         """The video of `batch` chunk by chunk, as `ComposedPipelineBase.stream` has it; others wait until it ends.
 
@@ -82,3 +91,11 @@ class InProcessExecutor:
         if self._pipeline is None:
             raise RuntimeError("the executor was shut down")
         return self._pipeline
+
+
+def told(platform: Platform, ended: Ended, number: int, outcome: ForwardBatch | Exception) -> None:
+    """Tell `ended` of a request that ran together with others, with the peak memory of all of them."""
+    platform.synchronize()
+    if isinstance(outcome, ForwardBatch):
+        outcome.peak_memory = max(outcome.peak_memory, platform.peak_memory())
+    ended(number, outcome)

@@ -22,10 +22,24 @@ import torch.distributed as dist
 from fastvideo import envs
 from fastvideo.logger import init_logger
 from fastvideo.worker import shared
-from fastvideo.worker.process import ADAPT, CANCEL, DONE, ERROR, REPORT, RUN, STACK, START, VIDEO
+from fastvideo.worker.process import (
+    ADAPT,
+    CANCEL,
+    DONE,
+    ERROR,
+    ERROR_OF,
+    REPORT,
+    REPORT_OF,
+    RUN,
+    STACK,
+    START,
+    TOGETHER,
+    VIDEO,
+    VIDEO_OF,
+)
 from fastvideo.worker.rank import Plan, Threads, open_store
 from fastvideo.worker.supervised import Crew, Loaded, Made, SupervisedExecutor
-from fastvideo.worker.tally import MEMORY_HINT, Died, Event, Failed, Finished, Reported, Stack
+from fastvideo.worker.tally import MEMORY_HINT, Died, Event, Failed, Finished, OneEnded, Reported, Stack
 
 logger = init_logger(__name__)
 
@@ -94,8 +108,12 @@ class ProcessCrew(Crew):
     def adapt(self, loras: bytes) -> None:
         self._tell(ADAPT, loras)
 
-    def cancel(self) -> None:
-        self._tell(CANCEL, self._number)
+    def send_together(self, requests: bytes) -> None:
+        self._number += 1
+        self._tell(TOGETHER, self._number, requests)
+
+    def cancel(self, which: int | None = None) -> None:
+        self._tell(CANCEL, self._number, which)
 
     def alive(self) -> bool:
         return all(worker.process.poll() is None for worker in self._workers)
@@ -150,8 +168,15 @@ class ProcessCrew(Crew):
             kind, value = worker.connection.recv()
             if kind == REPORT:
                 return [Reported(value)]
+            if kind == REPORT_OF:
+                return [Reported(value[1], value[0])]
             if kind == ERROR:
                 return [Failed(rank, value)]
+            if kind == ERROR_OF:
+                return [OneEnded(*value)]
+            if kind == VIDEO_OF:
+                which, layout, *rest = value
+                return [OneEnded(which, Made(shared.load(_file_from(worker.connection), layout), *rest))]
             if kind == VIDEO:
                 layout, *rest = value
                 return [Finished(rank, Made(shared.load(_file_from(worker.connection), layout), *rest))]

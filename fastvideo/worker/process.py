@@ -16,13 +16,17 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
     from fastvideo.worker.rank import Rank
     from fastvideo.worker.tally import Stack
 
-# messages to a worker: (START, order), (RUN, number, request), (ADAPT, loras), (CANCEL, number), (STACK,)
-START, RUN, ADAPT, CANCEL, STACK = "start", "run", "adapt", "cancel", "stack"
-# messages from it: (REPORT, Progress), (DONE, value), (VIDEO, result) and a file, (ERROR, Failure), (STACK, Stack)
+# messages to a worker: (START, order), (RUN, number, request), (TOGETHER, number, requests), (ADAPT, loras), (STACK,),
+# (CANCEL, number, which), where `which` of several is None for all
+START, RUN, TOGETHER, ADAPT, CANCEL, STACK = "start", "run", "together", "adapt", "cancel", "stack"
+# messages from it: (REPORT, Progress), (DONE, value), (VIDEO, result) and a file, (ERROR, Failure), (STACK, Stack); of
+# several requests (REPORT_OF, (which, Progress)), (VIDEO_OF, (which, result)) and a file, (ERROR_OF, (which, Failure))
 REPORT, DONE, VIDEO, ERROR = "report", "done", "video", "error"
+REPORT_OF, VIDEO_OF, ERROR_OF = "report of", "video of", "error of"
 
 
 class Link:
@@ -31,8 +35,7 @@ class Link:
     def __init__(self, connection: Connection) -> None:
         self.jobs: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         """What to do, in order."""
-        self.cancelled = 0
-        """The number of the last request that was cancelled."""
+        self._cancelled: set[tuple[int, int | None]] = set()
         self._connection = connection
         self._sending = threading.Lock()
         self._main = threading.get_ident()
@@ -48,6 +51,10 @@ class Link:
                         socket.send_fds(pipe, [b"f"], [file])
             except BrokenPipeError:
                 os._exit(0)
+
+    def cancelled(self, number: int, which: int | None = None) -> bool:
+        """Whether the request, or `which` of several, was cancelled."""
+        return (number, None) in self._cancelled or (number, which) in self._cancelled
 
     def _listen(self) -> None:
         try:
@@ -66,7 +73,7 @@ class Link:
             except (EOFError, OSError):
                 os._exit(0)
             if message[0] == CANCEL:
-                self.cancelled = message[1]
+                self._cancelled = {one for one in self._cancelled if one[0] == message[1]} | {message[1:]}
             elif message[0] == STACK:
                 self.send(STACK, _stack_of(self._main))
             else:
@@ -115,7 +122,7 @@ def serve(connection: Connection, rank: int, crash: int) -> None:
                 link.send(DONE, None)
             else:
                 assert worker is not None
-                _run(link, worker, *order)
+                (_run if kind == RUN else _run_together)(link, worker, *order)
         except BaseException as error:
             from fastvideo.worker.tally import Failure
 
@@ -143,7 +150,7 @@ def _run(link: Link, worker: "Rank", number: int, request: bytes) -> None:
     from fastvideo.worker import shared
 
     batch = worker.run(
-        pickle.loads(request), lambda: link.cancelled == number, lambda progress: link.send(REPORT, progress)
+        pickle.loads(request), lambda: link.cancelled(number), lambda progress: link.send(REPORT, progress)
     )
     if worker.groups.rank > 0:
         link.send(DONE, None)
@@ -151,3 +158,25 @@ def _run(link: Link, worker: "Rank", number: int, request: bytes) -> None:
     assert batch.video is not None
     with shared.stored(batch.video) as (file, layout):
         link.send(VIDEO, (layout, batch.stage_times, batch.peak_memory, batch.block_runs), file)
+
+
+def _run_together(link: Link, worker: "Rank", number: int, requests: bytes) -> None:
+    """Run the requests of order `number`, and send what became of each as soon as that is known."""
+    from fastvideo.worker import shared
+    from fastvideo.worker.tally import Failure
+
+    def ended(which: int, outcome: "ForwardBatch | Exception") -> None:
+        if isinstance(outcome, Exception):
+            link.send(ERROR_OF, (which, Failure.of(outcome)))
+            return
+        assert outcome.video is not None
+        with shared.stored(outcome.video) as (file, layout):
+            made = (outcome.stage_times, outcome.peak_memory, outcome.block_runs, outcome.together)
+            link.send(VIDEO_OF, (which, layout, *made), file)
+        outcome.video = None
+
+    worker.run_together(
+        pickle.loads(requests), lambda which: link.cancelled(number, which),
+        lambda which, progress: link.send(REPORT_OF, (which, progress)), ended,
+    )  # fmt: skip
+    link.send(DONE, None)

@@ -4,9 +4,10 @@ import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import hide_prompts
 from fastvideo.models.loader.lora import LoraSet
 from fastvideo.models.loader.repo import Repo
-from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
+from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase, Ended
 from fastvideo.pipelines.pipeline_batch_info import CancelToken, Control, ForwardBatch, Progress, no_report
 from fastvideo.platforms import current_platform
 from fastvideo.utils import require, resolve
+from fastvideo.worker.in_process import told
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 """What ranks talk with, by device."""
@@ -144,6 +146,31 @@ class Rank:
             batch.video = None  # it has no frames
         batch.peak_memory = int(control.all_gather(torch.tensor([self._platform.peak_memory()])).max())
         return batch
+
+    def run_together(
+        self,
+        batches: Sequence[ForwardBatch],
+        cancelled: Callable[[int], bool],
+        report: Callable[[int, Progress], None],
+        ended: Ended,
+    ) -> None:
+        """`batches` run together, where this rank is the only one.
+
+        Args:
+            batches: alike.
+            cancelled: whether the one of that number is asked to stop.
+            report: is told the progress of the one of that number.
+            ended: see `Executor.execute_together`.
+        """
+        self._platform.reset_peak_memory()
+        controlled = [
+            dataclasses.replace(batch, control=Control(
+                cancel=AgreedCancel(partial(cancelled, number), self.groups.control), report=partial(report, number),
+                preview_every=batch.control.preview_every,
+            ))
+            for number, batch in enumerate(batches)
+        ]  # fmt: skip
+        self._pipeline.forward_together(controlled, partial(told, self._platform, ended))
 
     def adapt(self, loras: LoraSet) -> None:
         """Have this rank's part of the pipeline run with `loras`; talks to no other rank."""

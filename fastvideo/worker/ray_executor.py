@@ -147,12 +147,15 @@ class RayCrew(Crew):
         for rank, actor in enumerate(self._actors):
             self._call(rank, actor.run, self._number, data)
 
+    def send_together(self, requests: bytes) -> None:
+        raise NotImplementedError("several ranks run one request at a time")
+
     def adapt(self, loras: bytes) -> None:
         data = self._ray.put(loras)
         for rank, actor in enumerate(self._actors):
             self._call(rank, actor.adapt, data)
 
-    def cancel(self) -> None:
+    def cancel(self, which: int | None = None) -> None:
         self._actors[0].cancel.options(concurrency_group=CONTROL).remote(self._number)
 
     def poll(self, seconds: float) -> list[Event]:

@@ -4,7 +4,7 @@ import dataclasses
 import pickle
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -12,8 +12,11 @@ import torch
 
 from fastvideo.logger import init_logger
 from fastvideo.models.loader.lora import LoraSet
+from fastvideo.pipelines.composed_pipeline_base import Ended
 from fastvideo.pipelines.pipeline_batch_info import BlockRuns, Control, ForwardBatch
-from fastvideo.worker.tally import Agreed, Event, Reported, Stack, Tally
+from fastvideo.pipelines.stages.together import OWN_FAULTS
+from fastvideo.worker.executor import one_by_one
+from fastvideo.worker.tally import Agreed, Event, Failure, OneEnded, Reported, Stack, Tally
 
 T = TypeVar("T")
 logger = init_logger(__name__)
@@ -41,6 +44,7 @@ class Made:
     stage_times: dict[str, float]
     peak_memory: int
     block_runs: BlockRuns | None
+    together: int = 1
 
 
 class Crew(Protocol):
@@ -51,14 +55,17 @@ class Crew(Protocol):
     def send(self, request: bytes) -> None:
         """Have all of them run a batch."""
 
+    def send_together(self, requests: bytes) -> None:
+        """Have the only one of them run several batches."""
+
     def adapt(self, loras: bytes) -> None:
         """Have all of them run with a set of LoRAs."""
 
     def poll(self, seconds: float) -> list[Event]:
         """What they say, waiting at most that long for the first word."""
 
-    def cancel(self) -> None:
-        """Have the request that they run stop at its next step."""
+    def cancel(self, which: int | None = None) -> None:
+        """Have the request that they run stop at its next step; of several that of this number, or all."""
 
     def stacks(self, seconds: float) -> dict[int, Stack]:
         """Where those of them stand that answer in time, by rank."""
@@ -107,9 +114,7 @@ class SupervisedExecutor:
         """
         with self._lock:
             crew = self._running_crew()
-            request = pickle.dumps(
-                dataclasses.replace(batch, control=Control(preview_every=batch.control.preview_every))
-            )
+            request = pickle.dumps(sendable(batch))
             try:
                 crew.send(request)
                 made: Made = watch(crew, batch.control, self._timeout)[0]
@@ -118,9 +123,23 @@ class SupervisedExecutor:
             except BaseException:
                 self._drop()
                 raise
-        batch.video, batch.peak_memory, batch.block_runs = made.video, made.peak_memory, made.block_runs
-        batch.stage_times.update(made.stage_times)
-        return batch
+        return with_result(batch, made)
+
+    def execute_together(self, batches: Sequence[ForwardBatch], ended: Ended) -> None:
+        """See `Executor`."""
+        with self._lock:
+            crew = self._running_crew()
+            if crew.world == 1:
+                try:
+                    crew.send_together(pickle.dumps([sendable(batch) for batch in batches]))
+                    watch_together(crew, batches, self._timeout, ended)
+                except Agreed as agreed:
+                    raise agreed.error from agreed.error.__cause__
+                except BaseException:
+                    self._drop()
+                    raise
+                return
+        one_by_one(self, batches, ended)
 
     def adapt(self, loras: LoraSet) -> None:
         """See `Executor`. What interrupts the wait ends the workers, as in `execute`."""
@@ -181,6 +200,19 @@ class SupervisedExecutor:
             crew.close()
 
 
+def sendable(batch: ForwardBatch) -> ForwardBatch:
+    """`batch` without those who watch it here."""
+    return dataclasses.replace(batch, control=Control(preview_every=batch.control.preview_every))
+
+
+def with_result(batch: ForwardBatch, made: Made) -> ForwardBatch:
+    """`batch` with what a worker made of it."""
+    batch.video, batch.peak_memory, batch.block_runs = made.video, made.peak_memory, made.block_runs
+    batch.together = made.together
+    batch.stage_times.update(made.stage_times)
+    return batch
+
+
 def watch(crew: Crew, control: Control, timeout: float | None, doing: str = "") -> dict[int, Any]:
     """What each rank is done with, once all are.
 
@@ -194,19 +226,56 @@ def watch(crew: Crew, control: Control, timeout: float | None, doing: str = "") 
         Agreed: all ranks raised the same, or `control.report` raised and they stopped; they can go on.
         WorkerError: a rank failed by itself, or is stuck.
     """
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Reported):
+            control.report(event.progress)
+
+    return _watch(crew, timeout, doing, hear, lambda: [None] if control.cancel.cancelled else [])
+
+
+def watch_together(crew: Crew, batches: Sequence[ForwardBatch], timeout: float | None, ended: Ended) -> None:
+    """Pass on what becomes of `batches`, which `crew` was sent, until all have ended. Raises as `watch`."""
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Reported):
+            batches[event.which].control.report(event.progress)
+        elif isinstance(event, OneEnded):
+            ended(event.which, _outcome(batches[event.which], event.outcome))
+
+    def leaving() -> list[int | None]:
+        return [which for which, batch in enumerate(batches) if batch.control.cancel.cancelled]
+
+    _watch(crew, timeout, "", hear, leaving)
+
+
+def _outcome(batch: ForwardBatch, outcome: Made | Failure) -> ForwardBatch | Exception:
+    if isinstance(outcome, Made):
+        return with_result(batch, outcome)
+    error = outcome.exception()
+    assert isinstance(error, OWN_FAULTS), outcome
+    return error
+
+
+def _watch(
+    crew: Crew, timeout: float | None, doing: str, hear: Callable[[Event], None],
+    leaving: Callable[[], list[int | None]],
+) -> dict[int, Any]:  # fmt: skip
+    """As `watch`. `hear` is told what the ranks say, and `leaving` gives which requests are cancelled; None is all."""
     tally = Tally(crew.world, timeout, time.monotonic(), doing)
-    stopping = False
+    told: set[int | None] = set()
     of_listener: Exception | None = None
     try:
         while not tally.finished:
-            if not stopping and (of_listener is not None or control.cancel.cancelled):
-                stopping = True
-                crew.cancel()
+            for which in [None] if of_listener is not None else leaving():
+                if which not in told:
+                    told.add(which)
+                    crew.cancel(which)
             for event in crew.poll(POLL_SECONDS):
                 tally.add(event, time.monotonic())
-                if isinstance(event, Reported) and of_listener is None:
+                if isinstance(event, (Reported, OneEnded)) and of_listener is None:
                     try:
-                        control.report(event.progress)
+                        hear(event)
                     except Exception as error:
                         of_listener = error
                     tally.moved = time.monotonic()  # the time of the listener is not the workers'
@@ -217,5 +286,8 @@ def watch(crew: Crew, control: Control, timeout: float | None, doing: str = "") 
         if of_listener is None:
             raise
     if of_listener is not None:
-        raise Agreed(of_listener)
+        try:
+            raise Agreed(of_listener)
+        finally:
+            del of_listener  # whose traceback has this frame, and so what was made by then
     return tally.values

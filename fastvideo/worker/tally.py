@@ -9,6 +9,7 @@ import torch
 
 from fastvideo.distributed.groups import waiting
 from fastvideo.pipelines.pipeline_batch_info import Progress
+from fastvideo.platforms.base import ran_out_of_memory
 from fastvideo.worker.executor import RemoteTraceback, WorkerError
 
 GRACE_SECONDS = 5.0
@@ -38,10 +39,7 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException) -> "Failure":
         """What there is to say of `error`, which was just caught."""
-        text = str(error).lower()
-        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-            isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-        )
+        memory = ran_out_of_memory(error)
         frames = traceback.extract_tb(error.__traceback__)
         innermost = frames[-1].filename if frames else ""
         follows = isinstance(error, RuntimeError) and any(part in innermost for part in _COLLECTIVES)
@@ -77,6 +75,17 @@ class Reported:
     """How far the ranks are."""
 
     progress: Progress
+    which: int = 0
+    """Of several requests, the one that it is about."""
+
+
+@dataclass(frozen=True)
+class OneEnded:
+    """One of several requests has ended."""
+
+    which: int
+    outcome: Any
+    """What was made, or a `Failure`."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ class Stack:
         )
 
 
-Event = Reported | Finished | Failed | Died
+Event = Reported | OneEnded | Finished | Failed | Died
 
 
 class Agreed(Exception):  # noqa: N818 - an outcome
@@ -174,6 +183,8 @@ class Tally:
         if isinstance(event, Reported):
             done = event.progress
             self.doing = f"during {done.stage}" + (f", {done.step} of {done.total} done" if done.total > 1 else "")
+            self.moved = now
+        elif isinstance(event, OneEnded):
             self.moved = now
         elif isinstance(event, Finished):
             self.values[event.rank] = event.value

@@ -6,7 +6,7 @@ import hashlib
 import pickle
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -15,7 +15,9 @@ import torch.distributed as dist
 
 from fastvideo.envs import Launched
 from fastvideo.models.loader.lora import LoraSet
+from fastvideo.pipelines.composed_pipeline_base import Ended
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
+from fastvideo.worker.executor import one_by_one
 from fastvideo.worker.rank import Plan, Rank, quieten
 
 T = TypeVar("T")
@@ -69,6 +71,10 @@ class TorchrunExecutor:
             if batch.sampling.return_frames:
                 batch.video = self._shared(batch.video)
             return batch
+
+    def execute_together(self, batches: Sequence[ForwardBatch], ended: Ended) -> None:
+        """See `Executor`."""
+        one_by_one(self, batches, ended)
 
     def adapt(self, loras: LoraSet) -> None:
         """See `Executor`.

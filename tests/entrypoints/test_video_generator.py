@@ -64,7 +64,7 @@ class TestResults:
             assert result[name] is getattr(result, name)
         assert set(result) == {
             "frames", "samples", "audio", "audio_sample_rate", "video_path", "prompts", "seed", "size",
-            "generation_time", "stage_times", "peak_memory_mb", "block_runs", "saved_block_runs",
+            "generation_time", "stage_times", "peak_memory_mb", "block_runs", "saved_block_runs", "batch_size",
         }  # fmt: skip
         assert len(result) == 13
         assert "size" in result

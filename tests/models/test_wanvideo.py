@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastvideo.models.dits.base import Given, RunsAlone
 from fastvideo.models.dits.wanvideo import WanTransformer3DModel
 from tests import tiny_repos
 from tests.models.reference import BF16_NOISE, BOUND, error, mean_square, ours, theirs, write_repo
@@ -211,3 +212,30 @@ def test_a_timestep_for_frames_that_are_not_there(models: Models) -> None:
     latents, _, text = request(1)
     with pytest.raises(ValueError, match="timestep of 2 frames: must be of the 3 of the tokens"):
         models[0](latents, torch.zeros(1, 2), text=text)
+
+
+def given(batch: int, length: int, padding: int, seed: int) -> Given:
+    """A pass, all of whose clips are at one time."""
+    latents, _, text = request(batch, length=length, seed=seed)
+    return Given(latents, torch.tensor(357.5).expand(batch), {"text": text, "text_padding": padding})
+
+
+def test_passes_run_together_are_what_they_are_alone(models: Models) -> None:
+    passes = [given(1, 3, 0, 1), given(2, 20, 492, 2), given(1, 1, 511, 3)]
+    for one, prediction in zip(passes, models[0].together(passes), strict=True):
+        assert error(prediction, models[0](one.latents, one.timestep, **one.conditions)) < BOUND
+
+
+def test_passes_with_a_timestep_for_each_frame_run_together(models: Models) -> None:
+    times = torch.tensor([[0.0, 500.0, 500.0]])
+    passes = [given(1, length, 0, length)._replace(timestep=times * scale) for length, scale in ((3, 1.0), (9, 0.5))]
+    for one, prediction in zip(passes, models[0].together(passes), strict=True):
+        assert error(prediction, models[0](one.latents, one.timestep, **one.conditions)) < BOUND
+
+
+def test_passes_of_other_sizes_or_kinds_do_not(models: Models) -> None:
+    one, other = given(1, 3, 0, 1), given(1, 3, 0, 1)
+    with pytest.raises(RunsAlone, match="one pass at a time"):
+        models[0].together([one, other._replace(latents=other.latents[:, :, :1])])
+    with pytest.raises(RunsAlone, match="one pass at a time"):
+        models[0].together([one, other._replace(timestep=torch.zeros(1, 3))])

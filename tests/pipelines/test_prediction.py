@@ -7,7 +7,7 @@ import torch
 
 from fastvideo.configs.sample import SamplingParam
 from fastvideo.distributed.groups import Group
-from fastvideo.pipelines.stages.prediction import At, Predictor, projected, same_guidance
+from fastvideo.pipelines.stages.prediction import At, Predictor, alone, projected, same_guidance
 
 SHAPE = (2, 3, 2, 4, 4)
 STEPS = 8
@@ -32,8 +32,10 @@ def predictions(model: Any, later: Any = None, **fields: Any) -> list[torch.Tens
     sampling = SamplingParam(num_inference_steps=STEPS, **{"guidance_scale": 3.0, **fields})
     predict = Predictor(sampling, STEPS, guide=same_guidance, cfg=Group("cfg"))
     return [
-        predict(later if later and step >= STEPS // 2 else model, At(step, torch.tensor(step), torch.zeros(SHAPE)),
-                torch.zeros(SHAPE), torch.full(SHAPE[:1], step), {"row": 0}, {"row": 1})
+        alone(predict(
+            later if later and step >= STEPS // 2 else model, At(step, torch.tensor(step), torch.zeros(SHAPE)),
+            torch.zeros(SHAPE), torch.full(SHAPE[:1], step), {"row": 0}, {"row": 1},
+        ))
         for step in range(STEPS)
     ]  # fmt: skip
 

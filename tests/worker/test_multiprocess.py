@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fastvideo.distributed.layout import Layout
-from fastvideo.pipelines.pipeline_batch_info import Cancelled, Control, Progress
+from fastvideo.pipelines.pipeline_batch_info import Cancelled, CancelToken, Control, Progress
 from fastvideo.worker import multiprocess
 from fastvideo.worker.executor import Executor, WorkerError
 from fastvideo.worker.multiprocess import MultiProcessExecutor, ProcessCrew
@@ -73,6 +74,14 @@ def broken(executor: MultiProcessExecutor, prompt: str) -> tuple[WorkerError, fl
 
 
 class TestRequests:
+    def test_several_at_a_time_go_one_after_the_other(self, executor: MultiProcessExecutor) -> None:
+        token = CancelToken()
+        token.cancel()
+        ended: dict[int, Any] = {}
+        executor.execute_together([make_batch(control=Control(cancel=token)), make_batch()], ended.__setitem__)
+        assert isinstance(ended[0], Cancelled)
+        assert ended[1].video is not None
+
     def test_a_video(self, executor: MultiProcessExecutor) -> None:
         batch = make_batch(num_inference_steps=2, num_videos_per_prompt=2, seed=7)
         before = Traces.now()

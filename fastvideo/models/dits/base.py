@@ -2,9 +2,9 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
@@ -12,6 +12,10 @@ from torch import nn
 from fastvideo.attention.layer import DistributedAttention
 from fastvideo.layers.residence import OnDevice, Residence
 from fastvideo.models.dits.step_cache import StepCache
+
+
+class RunsAlone(Exception):  # noqa: N818 - an answer
+    """Some passes cannot be run together."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +26,40 @@ class BlockContext:
     """Fields that go along the sequence, tensors or tuples of them, and the dimension that does."""
     by_prompt: ClassVar[Mapping[str, int]] = {}
     """Fields as long as the prompt, tensors or None, and the dimension that is: compiled blocks take any length."""
+    by_clip: ClassVar[tuple[str, ...] | None] = None
+    """Fields with the clips in dimension 0, where blocks can run the clips of several contexts at once: those fields
+    are then one tensor, `clips` are the contexts, and all else is as of the first. None where they cannot."""
 
     grid: tuple[int, int, int] = field(kw_only=True)
     """Tokens in time, height and width; the sequence is the whole of it, width fastest."""
+    clips: tuple["BlockContext", ...] = field(default=(), kw_only=True)
+    """Of several passes that run at once, the context of each, for what is not of one length, such as text."""
+
+    def joined(self, others: Sequence["BlockContext"]) -> "BlockContext":
+        """The context in which the clips of this one and of `others` run at once.
+
+        Raises:
+            RunsAlone: they cannot.
+        """
+        names, clips = self.by_clip, (self, *others)
+        if names is None or any(type(other) is not type(self) or other.grid != self.grid for other in others):
+            raise RunsAlone(f"the blocks of a {type(self).__name__} run one pass at a time")
+        fields: dict[str, Any] = {name: torch.cat([getattr(clip, name) for clip in clips]) for name in names}
+        return dataclasses.replace(self, **fields, clips=clips)
 
 
 Context = TypeVar("Context", bound=BlockContext)
+
+
+class Given(NamedTuple):
+    """What one pass of a model is given."""
+
+    latents: torch.Tensor
+    """[B, C, T, H, W]."""
+    timestep: torch.Tensor
+    """[B], or as `embed` takes it."""
+    conditions: Mapping[str, Any]
+    """The keywords of `embed`."""
 
 
 class SequenceSharding(Protocol):
@@ -110,7 +142,25 @@ class BaseDiT(nn.Module, ABC, Generic[Context]):
 
     def forward(self, latents: torch.Tensor, timestep: torch.Tensor, **conditions: Any) -> torch.Tensor:
         """Predict from `latents` [B, C, T, H, W] at `timestep` [B]; `conditions` are the keywords of `embed`."""
-        tokens, context = self.embed(latents, timestep, **conditions)
+        return self._predicted(*self.embed(latents, timestep, **conditions))
+
+    def together(self, passes: Sequence[Given]) -> list[torch.Tensor]:
+        """What `forward` gives for each of `passes`, up to rounding: their blocks run at once.
+
+        Each is embedded by itself, and blocks look at what is not of one length, such as text, clip by clip. So what
+        has few rows is computed as in a pass of its own, and products have as many times more rows as there are passes.
+
+        Raises:
+            RunsAlone: the blocks cannot.
+        """
+        embedded = [self.embed(one.latents, one.timestep, **one.conditions) for one in passes]
+        first, *others = (context for _, context in embedded)
+        context = cast(Context, first.joined(others))
+        prediction = self._predicted(torch.cat([one for one, _ in embedded]), context)
+        return list(prediction.split([len(one) for one, _ in embedded]))
+
+    def _predicted(self, tokens: torch.Tensor, context: Context) -> torch.Tensor:
+        """The prediction [B, C, T, H, W] from what `embed` gives."""
         for module in self.modules():
             if isinstance(module, DistributedAttention):
                 module.backend.prepare(context.grid, tokens.device)

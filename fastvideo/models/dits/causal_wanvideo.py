@@ -6,6 +6,7 @@ and layers are those of the transformer that sees all frames.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from fastvideo.models.dits.wanvideo import WanBlock, WanContext, WanTransformer3
 @dataclass(frozen=True)
 class CausalWanContext(WanContext):
     """Of a chunk."""
+
+    by_clip: ClassVar[tuple[str, ...] | None] = None
 
     memory: RollingCache
     """Keys and values of the chunks before."""

@@ -41,6 +41,7 @@ class WanAnimateContext(WanContext):
     """With the face."""
 
     along_sequence: ClassVar[Mapping[str, int]] = {"rotary": 0, "face_bias": 0}
+    by_clip: ClassVar[tuple[str, ...] | None] = None
 
     face: torch.Tensor
     """[B, T * n, d], n tokens of the face for each latent frame."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastvideo.configs.models.dits.wanvace import WanVACEArchConfig
+from fastvideo.models.dits.base import BlockContext, RunsAlone
 from fastvideo.models.dits.wanvideo import WanBlock, WanContext, WanTransformer3DModel
 
 
@@ -28,6 +29,7 @@ class WanVACEContext(WanContext):
     """With what steers."""
 
     along_sequence: ClassVar[Mapping[str, int]] = {"rotary": 0, "control": 1}
+    by_clip: ClassVar[tuple[str, ...] | None] = ("modulation", "temb", "control")
 
     control: torch.Tensor
     """[B, L, d], tokens of the control latents."""
@@ -35,6 +37,11 @@ class WanVACEContext(WanContext):
     """Of each control block's hint."""
     steering: Steering
     """Of this pass."""
+
+    def joined(self, others: Sequence[BlockContext]) -> BlockContext:
+        if any(isinstance(other, WanVACEContext) and other.scales != self.scales for other in others):
+            raise RunsAlone("the clips are steered with scales of their own")
+        return super().joined(others)
 
 
 class WanControlBlock(WanBlock):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ class WanContext(BlockContext):
 
     along_sequence: ClassVar[Mapping[str, int]] = {"rotary": 0}
     by_prompt: ClassVar[Mapping[str, int]] = {"text": 1, "text_bias": 0}
+    by_clip: ClassVar[tuple[str, ...] | None] = ("modulation", "temb")
 
     modulation: torch.Tensor
     """[B, 6, d] fp32, from the timestep; [B, T, 6, d] where each latent frame has its own."""
@@ -108,21 +109,28 @@ class WanCrossAttention(nn.Module):
         self.attention = LocalAttention()
         self.out = RowLinear(dim, dim)
 
-    def forward(
-        self, x: torch.Tensor, text: torch.Tensor, bias: torch.Tensor | None, image: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: WanContext) -> torch.Tensor:
         q = self.q(x)
-        k, v = self.kv(text).chunk(2, dim=-1)
-        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
-        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in (q, k, v))
+        q = self.norm_q(q).to(q.dtype).unflatten(-1, (-1, self.head_dim))
+        if not context.clips:
+            return self.out(self._seen(q, context))
+        clips = cast(tuple[WanContext, ...], context.clips)  # texts of several lengths
+        queries = q.split([len(clip.text) for clip in clips])
+        return self.out(torch.cat([self._seen(*one) for one in zip(queries, clips, strict=True)]))
+
+    def _seen(self, q: torch.Tensor, context: WanContext) -> torch.Tensor:
+        """What the queries [B, L, heads, D] find in text and images: [B, L, d]."""
+        k, v = self.kv(context.text).chunk(2, dim=-1)
+        k = self.norm_k(k).to(v.dtype)
+        bias = context.text_bias
         if bias is not None:
-            bias = bias.expand(1, 1, x.shape[1], -1)
-        y = self.attention(q, k, v, bias)
-        if image is not None:
-            k, v = self.kv_image(image).chunk(2, dim=-1)
+            bias = bias.expand(1, 1, q.shape[1], -1)
+        y = self.attention(q, *(z.unflatten(-1, (-1, self.head_dim)) for z in (k, v)), bias)
+        if context.image is not None:
+            k, v = self.kv_image(context.image).chunk(2, dim=-1)
             k = self.norm_k_image(k).to(v.dtype)
             y = y + self.attention(q, *(z.unflatten(-1, (-1, self.head_dim)) for z in (k, v)))
-        return self.out(y.flatten(2))
+        return y.flatten(2)
 
 
 class WanImageEmbedder(nn.Module):
@@ -165,7 +173,7 @@ class WanBlock(nn.Module):
         parts = context.modulate(self.modulation, context.modulation)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = parts
         x = gated_sum(x, self.attend(modulated_norm(x, scale, shift, self.eps), context), gate)
-        x = x + self.cross_attn(self.cross_norm(x).to(x.dtype), context.text, context.text_bias, context.image)
+        x = x + self.cross_attn(self.cross_norm(x).to(x.dtype), context)
         return gated_sum(x, self.ffn(modulated_norm(x, ffn_scale, ffn_shift, self.eps)), ffn_gate)
 
     def attend(self, x: torch.Tensor, context: WanContext) -> torch.Tensor:

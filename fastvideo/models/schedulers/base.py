@@ -1,5 +1,6 @@
 """What a scheduler is: the timesteps of a schedule, and the step from one to the next."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -39,6 +40,14 @@ class Scheduler:
     def skip(self, steps: int) -> None:
         """Leave out the first `steps` steps of a schedule that has not begun."""
         raise NotImplementedError
+
+    def fork(self) -> dict[str, Any]:
+        """Where in the schedule it is, for `resume`, which several requests may be at."""
+        return copy.deepcopy(vars(self))
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Be where `state` is; the steps from here on are noted in it, until another one is resumed."""
+        self.__dict__ = state
 
     def noised(self, data: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """`data` with as much `noise` as the latents of the next step have; all have one shape."""

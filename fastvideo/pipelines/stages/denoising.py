@@ -13,7 +13,7 @@ from fastvideo.models.encoders.base import TextEmbeddings
 from fastvideo.models.schedulers import Scheduler
 from fastvideo.pipelines.pipeline_batch_info import ForwardBatch, Picture, written
 from fastvideo.pipelines.stages.base import PipelineStage
-from fastvideo.pipelines.stages.prediction import At, Guide, Predictor, same_guidance
+from fastvideo.pipelines.stages.prediction import Asking, At, Guide, Predictor, alone, same_guidance
 
 Pick = Callable[[torch.Tensor], BaseDiT[Any]]
 """The model for a timestep (a scalar tensor on the scheduler's scale)."""
@@ -103,6 +103,10 @@ class DenoisingStage(PipelineStage):
             Cancelled: before the step at which it was asked for.
             FloatingPointError: the latents are no longer finite; says after which step.
         """
+        return alone(self.asking(batch))
+
+    def asking(self, batch: ForwardBatch) -> Asking[ForwardBatch]:
+        """Asks for the passes of every timestep, and gives what `forward` does."""
         latents = written(batch.latents, "latents")
         timesteps = written(batch.timesteps, "timesteps")
         extras = self.extras(batch)
@@ -124,7 +128,7 @@ class DenoisingStage(PipelineStage):
         for step, t in batch.control.steps(self.name, enumerate(timesteps, start=1), total, draw):
             model = self.use(self.pick(t))
             given, timestep = self.prepare(latents, t, batch)
-            prediction = predict(model, At(step - 1, t, latents), given, timestep, text, negative)
+            prediction = yield from predict(model, At(step - 1, t, latents), given, timestep, text, negative)
             if batch.control.preview_every:
                 clean = partial(self.scheduler.clean, prediction, t, latents)
             latents = self.advance(prediction, t, latents, batch)

@@ -1,18 +1,20 @@
 """What a step of denoising predicts: the passes of the model that it takes, and how guidance joins them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.configs.sample.speed import CACHES
 from fastvideo.distributed.groups import Group
-from fastvideo.models.dits.base import BaseDiT
+from fastvideo.models.dits.base import BaseDiT, Given
 from fastvideo.models.dits.step_cache import STEP_CACHES, CacheRule, StepCache, resampled
 from fastvideo.pipelines.pipeline_batch_info import BlockRuns
+
+T = TypeVar("T")
 
 PASSES = ("conditional", "unconditional")
 """What is predicted at a step; with two groups of ranks for guidance, each has its own."""
@@ -58,6 +60,42 @@ class At(NamedTuple):
     """[B, C, t, h, w], what is denoised."""
 
 
+@dataclass(frozen=True)
+class Pass:
+    """A pass of a model that a request asks for."""
+
+    model: BaseDiT[Any]
+    cache: StepCache
+    """Runs its blocks."""
+    given: Given
+
+    def run(self) -> torch.Tensor:
+        """The prediction [B, C, t, h, w]."""
+        model = self.model
+        model.step_cache = self.cache
+        try:
+            prediction: torch.Tensor = model(self.given.latents, self.given.timestep, **self.given.conditions)
+        finally:
+            model.step_cache = StepCache()
+        return prediction
+
+
+Asking = Generator[Pass, torch.Tensor, T]
+"""What asks for passes, is sent what they predict, and gives something in the end. Who runs it may run the passes of
+several requests together."""
+
+
+def alone(asking: Asking[T]) -> T:
+    """What `asking` gives in the end; its passes are run one by one."""
+    try:
+        wanted = next(asking)
+        while True:
+            wanted = asking.send(wanted.run())
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
 class Predictor:
     """The predictions of one request, step by step. It is made for that request, so nothing is left of others."""
 
@@ -82,8 +120,8 @@ class Predictor:
         timestep: torch.Tensor,
         text: dict[str, Any],
         negative: dict[str, Any] | None,
-    ) -> torch.Tensor:
-        """The prediction [B, C, t, h, w] at a step.
+    ) -> Asking[torch.Tensor]:
+        """Asks for the passes of a step, and gives its prediction [B, C, t, h, w].
 
         Args:
             model: of this step.
@@ -96,19 +134,19 @@ class Predictor:
         sampling, step = self.sampling, at.step
         self._at = at
         if negative is None:
-            return self._run(model, PASSES[0], given, timestep, text)
+            return (yield from self._run(model, PASSES[0], given, timestep, text))
         if step < self._zeros:
             self._leave_out(model, passes=2)
             return torch.zeros_like(at.latents)
         start, stop = (int(share * self.steps) for share in sampling.guidance_interval)
         if not start <= step < stop:
-            return self._conditional(model, given, timestep, text)
+            return (yield from self._conditional(model, given, timestep, text))
         if self._reuses(model, step):
             assert self._difference is not None
-            conditional = self._conditional(model, given, timestep, text)
+            conditional = yield from self._conditional(model, given, timestep, text)
             unconditional = conditional - self._difference
         else:
-            conditional, unconditional = self.both(model, given, timestep, text, negative)
+            conditional, unconditional = yield from self.both(model, given, timestep, text, negative)
             if sampling.cfg_zero_star:
                 unconditional = projected(conditional, unconditional)
             if self._gate < self.steps:
@@ -122,15 +160,14 @@ class Predictor:
         timestep: torch.Tensor,
         text: dict[str, Any],
         negative: dict[str, Any],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Asking[tuple[torch.Tensor, torch.Tensor]]:
         """The conditional and the unconditional prediction: one after the other, or on two groups of ranks at once."""
         conditions = text, negative
         if self.cfg.size == 1:
-            first, second = (
-                self._run(model, name, given, timestep, its) for name, its in zip(PASSES, conditions, strict=True)
-            )
+            first = yield from self._run(model, PASSES[0], given, timestep, text)
+            second = yield from self._run(model, PASSES[1], given, timestep, negative)
             return first, second
-        mine = self._run(model, PASSES[self.cfg.rank], given, timestep, conditions[self.cfg.rank])
+        mine = yield from self._run(model, PASSES[self.cfg.rank], given, timestep, conditions[self.cfg.rank])
         conditional, unconditional = self.cfg.all_gather(mine.unsqueeze(0)).unbind()
         return conditional, unconditional
 
@@ -167,28 +204,26 @@ class Predictor:
 
     def _conditional(
         self, model: BaseDiT[Any], given: torch.Tensor, timestep: torch.Tensor, text: dict[str, Any]
-    ) -> torch.Tensor:
+    ) -> Asking[torch.Tensor]:
         """The conditional prediction alone, in fp32."""
         self._leave_out(model, passes=1)
         # the other group has no cache of this pass: it waits
         if self.cfg.rank > 0:
             return self.cfg.broadcast(torch.empty_like(self._at.latents))
-        return self.cfg.broadcast(self._run(model, PASSES[0], given, timestep, text).float())
+        prediction = yield from self._run(model, PASSES[0], given, timestep, text)
+        return self.cfg.broadcast(prediction.float())
 
     def _run(
         self, model: BaseDiT[Any], name: str, given: torch.Tensor, timestep: torch.Tensor, conditions: dict[str, Any]
-    ) -> torch.Tensor:
+    ) -> Asking[torch.Tensor]:
         """One pass of `model`, whose blocks the cache of this kind of pass runs."""
         key = id(model), name
         if key not in self._caches:
             self._caches[key] = STEP_CACHES[self.sampling.cache](self._rule)
         cache = self._caches[key]
         cache.step, cache.timestep = self._at.step, float(self._at.t) if self.sampling.cache_order else 0.0
-        asked, model.step_cache = cache.asked, cache
-        try:
-            prediction: torch.Tensor = model(given, timestep, **conditions)
-        finally:
-            model.step_cache = StepCache()
+        asked = cache.asked
+        prediction = yield Pass(model, cache, Given(given, timestep, conditions))
         if cache.asked == asked and self.sampling.cache != "none":
             raise RuntimeError(
                 f"cache={self.sampling.cache!r}: {type(model).__name__} runs its blocks without asking it, so it would "
