@@ -242,6 +242,7 @@ FLAGS["serve"] = tuple(
             "--server.log_prompts",
             "--server.loras",
             "--server.max_attempts",
+            "--server.max_batch_size",
             "--server.max_image_megapixels",
             "--server.max_jobs_per_key",
             "--server.max_prompt_characters",

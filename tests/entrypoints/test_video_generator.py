@@ -66,7 +66,7 @@ class TestResults:
             "frames", "samples", "audio", "audio_sample_rate", "video_path", "prompts", "seed", "size",
             "generation_time", "stage_times", "peak_memory_mb", "block_runs", "saved_block_runs", "batch_size",
         }  # fmt: skip
-        assert len(result) == 13
+        assert len(result) == 14
         assert "size" in result
         assert result.get("nothing") is None
         with pytest.raises(KeyError, match=r"nothing.*a result has frames"):

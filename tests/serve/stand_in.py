@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from fastvideo.entrypoints.serve.app import create_app
 from fastvideo.entrypoints.serve.context import Server
 from fastvideo.entrypoints.serve.settings import ServerSettings
 from fastvideo.entrypoints.streaming import VideoChunk
-from fastvideo.pipelines.pipeline_batch_info import CancelToken, Control, Progress
+from fastvideo.pipelines.pipeline_batch_info import Cancelled, CancelToken, Control, Progress
 
 PACKAGE = "tests.serve.stand_in"
 SMALL = {"height": 32, "width": 32, "num_frames": 5, "fps": 8, "num_inference_steps": 4, "guidance_scale": 3.0}
@@ -79,6 +79,13 @@ class StandIn:
         self.go.set()
         self.pace = 0.0
         """Seconds of a step."""
+        self.batches = False
+        self.together: list[list[str]] = []
+        """The prompts of requests that came together."""
+        self.batch_size: int | None = None
+        """What results say of that; None: how many came."""
+        self.breaks: Exception | None = None
+        """Ends requests that came together, after the first."""
         self.made: list[str] = []
         self.fields: list[dict[str, Any]] = []
         self.shut = False
@@ -135,12 +142,31 @@ class StandIn:
             write_video(frames, path, sampling.fps, {"fastvideo": "test", "seed": sampling.seed})
             results.append(
                 SimpleNamespace(
-                    frames=frames, video_path=str(path), generation_time=0.1, peak_memory_mb=1.0,
+                    frames=frames, video_path=str(path), generation_time=0.1, peak_memory_mb=1.0, batch_size=1,
                     stage_times={"denoising": 0.1, "decoding": 0.01},
                 )
             )  # fmt: skip
         self.made.append(prompt)
         return results if len(results) > 1 else results[0]
+
+    def generate_videos(
+        self, requests: Sequence[Mapping[str, Any]], *, return_exceptions: bool = False,
+        on_result: Callable[[int, Any], None] | None = None,
+    ) -> None:  # fmt: skip
+        """One after the other."""
+        assert return_exceptions
+        assert on_result is not None
+        self.together.append([request["prompt"] for request in requests])
+        for number, request in enumerate(requests):
+            try:
+                result = self.generate_video(**request)
+            except (Cancelled, FloatingPointError) as error:
+                on_result(number, error)
+                continue
+            result.batch_size = self.batch_size or len(requests)
+            on_result(number, result)
+            if self.breaks is not None:
+                raise self.breaks
 
     def shutdown(self) -> None:
         self.shut = True

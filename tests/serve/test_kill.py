@@ -110,3 +110,29 @@ def test_kill_loses_nothing(tmp_path: Path) -> None:
     assert "1 are queued again" in log
     assert "API keys are off" in log
     assert "circle" not in log
+
+
+def test_kill_while_several_are_made_together(tmp_path: Path) -> None:
+    longer = {"size": "32x32", "num_frames": 1, "num_inference_steps": 150}
+    first = Process(tmp_path)
+    try:
+        first.post("a blue star on pink", **longer)
+        ids = [first.post(f"a red circle on teal, {n}", seed=n, **longer) for n in range(3)]
+        wait_until(lambda: [first.get(one)["status"] for one in ids] == ["in_progress"] * 3)
+        wait_until(lambda: first.get(ids[0]).get("step"))
+    finally:
+        assert first.end(signal.SIGKILL) == -signal.SIGKILL
+    second = Process(tmp_path)
+    try:
+        wait_until(lambda: all(second.get(one)["status"] == "completed" for one in ids))
+        for number, one in enumerate(ids):
+            shown = second.get(one)
+            assert (shown["seed"], shown["batch_size"]) == (number, 1), "each alone, as one may be what it died of"
+            file = tmp_path / "clip.mp4"
+            file.write_bytes(second.web.get(f"/v1/videos/{one}/content").content)
+            assert read_frames(file).shape == (1, 32, 32, 3)
+            assert read_metadata(file)["request"]["seed"] == number
+        assert len(second.web.get("/v1/videos").json()["data"]) == 4, "no job is lost or doubled"
+    finally:
+        second.end(signal.SIGTERM)
+    assert "3 are queued again" in (tmp_path / "log.txt").read_text()

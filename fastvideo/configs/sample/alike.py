@@ -20,10 +20,10 @@ def alike(fields: Mapping[str, Any], media: Collection[str] = ()) -> tuple[Any, 
         fields: those of its `SamplingParam`.
         media: names in `MEDIA` of what it is made from.
     """
-    if fields["cache"] != "none":
+    if fields.get("cache", "none") != "none":
         return None
     shared = {name: value for name, value in fields.items() if name not in OWN}
-    guided = fields["guidance_scale"] > 1
+    guided = fields.get("guidance_scale", 0) > 1
     return guided, tuple(sorted(media)), tuple((name, _frozen(value)) for name, value in sorted(shared.items()))
 
 

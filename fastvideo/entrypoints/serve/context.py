@@ -16,9 +16,10 @@ from fastvideo.entrypoints.serve.keys import Caller
 from fastvideo.entrypoints.serve.metrics import Metrics
 from fastvideo.entrypoints.serve.plan import Plan
 from fastvideo.entrypoints.serve.planner import Planner
+from fastvideo.entrypoints.serve.protocols import Generator
 from fastvideo.entrypoints.serve.records import ID_PATTERN, QUEUED, RUNNING, Ids, Job
 from fastvideo.entrypoints.serve.retention import Sweeper
-from fastvideo.entrypoints.serve.runner import Generator, Runner
+from fastvideo.entrypoints.serve.runner import Runner
 from fastvideo.entrypoints.serve.settings import ServerSettings
 from fastvideo.entrypoints.serve.store import Limits, Store
 from fastvideo.entrypoints.serve.views import video_of

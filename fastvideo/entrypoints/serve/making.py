@@ -16,7 +16,7 @@ from fastvideo.entrypoints.serve.records import Job
 from fastvideo.entrypoints.serve.references import Look
 
 if TYPE_CHECKING:
-    from fastvideo.entrypoints.serve.runner import Generator
+    from fastvideo.entrypoints.serve.protocols import Generator
 
 
 class Loras:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
+TOGETHER = (1, 2, 3, 4, 6, 8, 12, 16)
 HTTP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
 
 
@@ -27,6 +28,8 @@ class Metrics:
         self.refused = Counter("fastvideo_refused", "requests that were refused", ["status"], registry=registry)
         self.steps = Counter("fastvideo_steps", "denoising steps", registry=registry)
         self.pace = Gauge("fastvideo_steps_per_second", "denoising steps a second, of the last job", registry=registry)
+        self.together = Histogram("fastvideo_batch_size", "jobs that were denoised together, for each job",
+                                  buckets=TOGETHER, registry=registry)  # fmt: skip
         self.memory = Gauge("fastvideo_peak_memory_bytes", "most memory of the device, of the last job",
                             registry=registry)  # fmt: skip
         self.http = Histogram("fastvideo_http_seconds", "time of a request", ["method", "route", "status"],

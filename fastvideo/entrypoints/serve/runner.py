@@ -1,25 +1,25 @@
-"""The thread that owns the model: takes one job after the other from the queue and runs it."""
+"""The thread that owns the model: takes jobs from the queue, one or some that go together, and runs them."""
 
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import sqlalchemy as sa
 
-from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.serve.assets import write_spritesheet, write_thumbnail
+from fastvideo.entrypoints.serve.batching import Batching
 from fastvideo.entrypoints.serve.database import away, patiently
 from fastvideo.entrypoints.serve.events import Hub
 from fastvideo.entrypoints.serve.files import FileStore
 from fastvideo.entrypoints.serve.growing import Streams
 from fastvideo.entrypoints.serve.making import Loras, joined, media_for
 from fastvideo.entrypoints.serve.metrics import Metrics
-from fastvideo.entrypoints.serve.planner import Model
+from fastvideo.entrypoints.serve.protocols import Generator
 from fastvideo.entrypoints.serve.records import RUNNING, Job
 from fastvideo.entrypoints.serve.settings import ServerSettings
 from fastvideo.entrypoints.serve.store import Store
@@ -35,34 +35,9 @@ NOTE_SECONDS = 1.0
 """Between two notes of the progress in the database."""
 
 
-class Generator(Model, Protocol):
-    """The part of `VideoGenerator` that a server uses."""
-
-    def generate_video(
-        self, prompt: str, sampling_param: SamplingParam | None = None, *,
-        progress: Callable[[Progress], None] | None = None, cancel: CancelToken | None = None, preview_every: int = 0,
-        **fields: Any,
-    ) -> Any:  # fmt: skip
-        """See `VideoGenerator`."""
-
-    @property
-    def active_loras(self) -> Mapping[str, float]:
-        """See `VideoGenerator`."""
-
-    def set_lora_adapter(self, lora_nickname: str, lora_path: str | None = None, strength: float = 1.0,
-                         accumulate: bool = False) -> Any:  # fmt: skip
-        """See `VideoGenerator`."""
-
-    def use_lora_adapters(self, strengths: Mapping[str, float]) -> None:
-        """See `VideoGenerator`."""
-
-    def shutdown(self) -> None:
-        """See `VideoGenerator`."""
-
-
 @dataclass
 class Current:
-    """The job that runs."""
+    """A job that runs."""
 
     job: Job
     token: CancelToken = field(default_factory=CancelToken)
@@ -91,7 +66,8 @@ class Runner(threading.Thread):
         self._settings = settings
         self._scratch = Path(settings.data_dir).absolute() / f"scratch-{settings.replica}"
         self._lock = threading.Lock()
-        self._current: Current | None = None
+        self._running: dict[str, Current] = {}
+        self._batching = Batching(settings.max_batch_size)
         self._stopping = False
         self._away = False
         self._wake = threading.Event()
@@ -131,24 +107,24 @@ class Runner(threading.Thread):
             self.tell_end(job_id)
             return True
         with self._lock:
-            if self._current is None or self._current.job.id != job_id:
-                return False
-            self._current.stop("cancelled")
-        return True
+            current = self._running.get(job_id)
+            if current is not None:
+                current.stop("cancelled")
+        return current is not None
 
     @property
     def current(self) -> str | None:
-        """The id of the job that runs."""
-        current = self._current
-        return None if current is None else current.job.id
+        """The id of the job that runs; of several that of the first."""
+        with self._lock:
+            return next(iter(self._running), None)
 
     def stop(self) -> None:
-        """End after the next step; the job that runs is queued again. Waits for that."""
+        """End after the next step; what runs is queued again. Waits for that."""
         self._store.stopping.set()
         with self._lock:
             self._stopping = True
-            if self._current is not None:
-                self._current.stop("shutdown")
+            for current in self._running.values():
+                current.stop("shutdown")
         self._wake.set()
         if self.is_alive():
             self.join()
@@ -158,53 +134,106 @@ class Runner(threading.Thread):
             with self._lock:
                 if self._stopping:
                     return
-                job = self._claimed()
-                self._current = current = None if job is None else Current(job)
-            if current is None:
+                begun = [Current(job) for job in self._claimed(self._batching.most if generator.batches else 1)]
+                self._running = {current.job.id: current for current in begun}
+            if not begun:
                 self._wake.wait(IDLE_SECONDS)
                 self._wake.clear()
                 continue
-            self._metrics.running.set(1)
-            self._metrics.wait.observe(time.time() - current.job.created_at)
-            watchdog = threading.Timer(self._settings.job_timeout, current.stop, ("timeout",))
-            watchdog.daemon = True
-            watchdog.start()
+            for current in begun:
+                self._metrics.wait.observe(time.time() - current.job.created_at)
+                self._hub.publish(current.job.id, state_event(current.job))
+                logger.info("%s: begins", current.job.id)
             try:
-                self._run_job(generator, current)
+                left = self._run_together(generator, begun) if len(begun) > 1 else begun
+                for current in left:
+                    with self._limited([current]):
+                        self._run_job(generator, current)
             finally:
-                watchdog.cancel()
-                self._metrics.running.set(0)
                 with self._lock:
-                    self._current = None
+                    self._running = {}
 
-    def _claimed(self) -> Job | None:
-        """The next job; none either while the database is away."""
+    def _claimed(self, most: int) -> list[Job]:
+        """The next jobs, at most so many; none either while the database is away."""
         try:
-            job = self._store.claim()
+            begun = self._store.claim_together(most, self._batching.joins)
         except sa.exc.SQLAlchemyError as error:
             if not away(error):
                 raise
             if not self._away:
                 logger.error("the database is away (%s); waiting for it", type(error).__name__)
             self._away = True
-            return None
+            return []
         self._away = False
-        return job
+        return begun
+
+    @contextmanager
+    def _limited(self, currents: list[Current]) -> Iterator[None]:
+        """Within the block, see to it that jobs do not take longer than they may: together as long as one by one."""
+        watchdogs = [
+            threading.Timer(self._settings.job_timeout * len(currents), current.stop, ("timeout",))
+            for current in currents
+        ]
+        self._metrics.running.set(len(currents))
+        for watchdog in watchdogs:
+            watchdog.daemon = True
+            watchdog.start()
+        try:
+            yield
+        finally:
+            for watchdog in watchdogs:
+                watchdog.cancel()
+            self._metrics.running.set(0)
+
+    def _run_together(self, generator: Generator, currents: list[Current]) -> list[Current]:
+        """Run jobs that go together. Gives those that have not ended, as something went wrong with all."""
+        left, results = dict(enumerate(currents)), []
+        logger.info("%d jobs are begun together", len(currents))
+        with self._limited(currents), ExitStack() as stack:
+            folders = [stack.enter_context(_folder(self._scratch / current.job.id)) for current in currents]
+
+            def ended(number: int, result: Any) -> None:
+                current = left.pop(number)
+                if not isinstance(result, Exception):
+                    results.append(result if not isinstance(result, list) else result[0])
+                self._settle(current, folders[number], lambda: listed(result))
+                with self._lock:
+                    self._running.pop(current.job.id, None)
+
+            try:
+                asked = [self._asked(*one) for one in zip(currents, folders, strict=True)]
+                self._loras.use(currents[0].job.sampling.get("loras", []))
+                generator.generate_videos(asked, return_exceptions=True, on_result=ended)
+            except Exception as error:
+                logger.warning("jobs run one by one, as together they ended with %s", type(error).__name__)
+                logger.debug("together", exc_info=error)
+        self._batching.learn([current.job for current in currents], results)
+        return list(left.values())
 
     def _run_job(self, generator: Generator, current: Current) -> None:
-        job = current.job
-        self._hub.publish(job.id, state_event(job))
-        logger.info("%s: begins", job.id)
+        with _folder(self._scratch / current.job.id) as folder:
+            self._settle(current, folder, lambda: self._generate(generator, current, folder))
+
+    def _settle(self, current: Current, folder: Path, results: Callable[[], list[Any]]) -> None:
+        """End a job with its `results`, or with what they raise."""
         try:
-            with _folder(self._scratch / job.id) as folder:
-                results = self._generate(generator, current, folder)
-                self._publish(job, folder, results)
+            self._publish(current.job, folder, results())
         except Cancelled:
             self._stopped(current)
         except Exception as error:
-            self._failed(job, error)
+            self._failed(current.job, error)
 
     def _generate(self, generator: Generator, current: Current, folder: Path) -> list[Any]:
+        job = current.job
+        asked = self._asked(current, folder)
+        self._loras.use(job.sampling.get("loras", []))
+        grows = generator.entry.streams and job.kind == "video"
+        with self.streams.growing(job, folder, self._files) if grows else nullcontext() as on_chunk:
+            more: dict[str, Any] = {} if on_chunk is None else {"on_chunk": on_chunk}
+            return listed(generator.generate_video(**asked, **more))
+
+    def _asked(self, current: Current, folder: Path) -> dict[str, Any]:
+        """The arguments of `generate_video` for a job, whose files go into `folder`."""
         job = current.job
         noted = time.monotonic()
 
@@ -220,24 +249,12 @@ class Runner(threading.Thread):
                     self._store.set_progress(job.id, event["progress"])
 
         target = folder / "video.mp4" if job.kind == "video" else folder / "images" / "%04d.png"
-        fields = job.sampling | {"output_path": str(target), "save_video": True, "return_frames": True}
+        fields = {name: value for name, value in job.sampling.items() if name != "loras"}
+        fields |= {"output_path": str(target), "save_video": True, "return_frames": True}
         every = self._settings.preview_every if job.kind == "video" else 0
         media = media_for(job, self._files, folder)
-        self._loras.use(fields.pop("loras", []))
-        with (
-            self.streams.growing(job, folder, self._files)
-            if self._streams(generator, job)
-            else nullcontext() as on_chunk
-        ):
-            more: dict[str, Any] = {} if on_chunk is None else {"on_chunk": on_chunk}
-            made = generator.generate_video(
-                job.prompt, progress=report, cancel=current.token, preview_every=every, **fields, **media, **more
-            )
-        return made if isinstance(made, list) else [made]
-
-    @staticmethod
-    def _streams(generator: Generator, job: Job) -> bool:
-        return generator.entry.streams and job.kind == "video"
+        return {"prompt": job.prompt, "progress": report, "cancel": current.token, "preview_every": every,
+                **fields, **media}  # fmt: skip
 
     def _publish(self, job: Job, folder: Path, results: list[Any]) -> None:
         """Put the files in place, and then say that the job is done."""
@@ -258,22 +275,25 @@ class Runner(threading.Thread):
             files[part] = {"name": name, "bytes": self._files.put(path, name), "type": kind}
         first = results[0]
         times, peak = dict(first.stage_times), first.peak_memory_mb
-        summary = {"generation_seconds": first.generation_time, "stage_seconds": times, "peak_memory_mb": peak}
+        summary = {"generation_seconds": first.generation_time, "stage_seconds": times, "peak_memory_mb": peak,
+                   "batch_size": first.batch_size}  # fmt: skip
         everything = job.files | files
         if self._store.ended(job.id, lambda: self._store.complete(job.id, everything, summary)):
-            self._measure(times, peak, job)
+            self._measure(first, job)
             logger.info("%s: done in %.1f s", job.id, first.generation_time)
         else:  # another has ended the job meanwhile
             for file in files.values():
                 self._files.delete(file["name"])
         self.tell_end(job.id)
 
-    def _measure(self, times: dict[str, float], peak_memory_mb: float, job: Job) -> None:
-        for stage, seconds in times.items():
+    def _measure(self, result: Any, job: Job) -> None:
+        for stage, seconds in result.stage_times.items():
             self._metrics.stages.labels(stage).observe(seconds)
-        if times.get("denoising"):
-            self._metrics.pace.set(job.sampling["num_inference_steps"] / times["denoising"])
-        self._metrics.memory.set(peak_memory_mb * 2**20)
+        if result.stage_times.get("denoising"):
+            steps = job.sampling["num_inference_steps"] * result.batch_size
+            self._metrics.pace.set(steps / result.stage_times["denoising"])
+        self._metrics.together.observe(result.batch_size)
+        self._metrics.memory.set(result.peak_memory_mb * 2**20)
 
     def _stopped(self, current: Current) -> None:
         job_id = current.job.id
@@ -307,6 +327,13 @@ class Runner(threading.Thread):
         if job.error is not None and job.state == "failed":
             self._metrics.failures.labels(job.error["code"]).inc()
         self._hub.publish(job_id, state_event(job))
+
+
+def listed(made: Any) -> list[Any]:
+    """The results of a job, which may have several; raises what it ended with instead."""
+    if isinstance(made, Exception):
+        raise made
+    return made if isinstance(made, list) else [made]
 
 
 def explained(error: Exception) -> tuple[str, str]:

@@ -1,11 +1,13 @@
 """The durable queue: every change of a job is a transaction of the database, so a server that dies loses nothing."""
 
+import dataclasses
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import sqlalchemy as sa
@@ -136,20 +138,31 @@ class Store:
 
     def claim(self) -> Job | None:
         """Begin the job that is next: of the highest priority, the oldest. None when nothing waits."""
+        begun = self.claim_together(1, lambda first, other: False)
+        return begun[0] if begun else None
+
+    def claim_together(self, most: int, joins: Callable[[Job, Job], bool]) -> list[Job]:
+        """Begin the job that is next, and at most `most` with it: those right behind it, as far as `joins` says of the
+        first and each that they go together. So none is begun before one that came before it."""
         waiting = sa.select(jobs).where(jobs.c.replica == self.replica, jobs.c.state == QUEUED)
-        first = waiting.order_by(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id).limit(1)
+        next_ones = waiting.order_by(jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id).limit(most)
         with self.engine.connect() as connection:
-            if connection.execute(first).first() is None:
-                return None
+            if connection.execute(next_ones.limit(1)).first() is None:
+                return []
         with self.writing() as connection:
             # another server that took the name of this replica has locked what it is about to begin
-            row = connection.execute(first.with_for_update(skip_locked=True)).mappings().first()
-            if row is None:
-                return None
-            values = {"state": RUNNING, "started_at": time.time(), "attempts": row["attempts"] + 1, "progress": 0}
-            connection.execute(jobs.update().where(jobs.c.id == row["id"]).values(values))
-        self._changed(row["id"])
-        return Job.of(dict(row) | values)
+            found = [Job.of(row) for row in connection.execute(next_ones.with_for_update(skip_locked=True)).mappings()]
+            together = found[:1] + list(takewhile(lambda other: joins(found[0], other), found[1:]))
+            begun = [
+                dataclasses.replace(job, state=RUNNING, started_at=time.time(), attempts=job.attempts + 1, progress=0)
+                for job in together
+            ]
+            for job in begun:
+                values = {name: getattr(job, name) for name in ("state", "started_at", "attempts", "progress")}
+                connection.execute(jobs.update().where(jobs.c.id == job.id).values(values))
+        for job in begun:
+            self._changed(job.id)
+        return begun
 
     def ended(self, job_id: str, end: Callable[[], bool]) -> bool:
         """Have `end` end a job that runs; where the database is away, as soon as it is back. Whether it did.

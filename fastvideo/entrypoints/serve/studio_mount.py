@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 
 from fastvideo.entrypoints.serve.context import Server
-from fastvideo.entrypoints.serve.runner import Generator
+from fastvideo.entrypoints.serve.protocols import Generator
 from fastvideo.logger import init_logger
 
 logger = init_logger(__name__)

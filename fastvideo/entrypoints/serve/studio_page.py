@@ -7,7 +7,7 @@ import gradio as gr
 from fastapi import FastAPI
 
 from fastvideo.entrypoints.serve.context import Server
-from fastvideo.entrypoints.serve.runner import Generator
+from fastvideo.entrypoints.serve.protocols import Generator
 from fastvideo.entrypoints.serve.settings import MB
 from fastvideo.entrypoints.serve.studio import SETTINGS, Studio
 from fastvideo.entrypoints.serve.studio_views import CSS, HEAD, Limits
