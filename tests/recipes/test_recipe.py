@@ -107,6 +107,25 @@ def test_shares_are_of_the_whole(setup):
     assert len(set(kinds)) == len(kinds), "two would read the same shards"
 
 
+def test_a_reader_is_asked_for_the_object_of_a_colour():
+    torch.manual_seed(0)
+    reader = train_text.CaptionReader(train_text.build_text_encoder())
+    scenes, captions = train_text.scenes_and_captions(np.random.default_rng(0), unseen_objects=2)
+    scenes, captions = scenes[:6], captions[:6]
+    asked = [train_text.labels(scenes, [index] * 6, torch.device("cpu")) for index in (0, 1)]
+    for index, truth in enumerate(asked):
+        for name in ("colour", "shape", "motion"):
+            assert torch.equal(truth[f"{name} of colour"], truth[f"{name}{index}"])
+    first, second = (reader(captions, truth["colour of colour"]) for truth in asked)
+    assert first["motion of colour"].shape == (6, 9)
+    assert not torch.allclose(first["shape of colour"], second["shape of colour"]), "the colour is heard"
+    assert torch.equal(first["shape0"], second["shape0"])
+    first["motion of colour"].sum().backward()
+    asked_for = asked[0]["colour of colour"].unique()
+    heard = reader.colour_queries.grad[1].abs().sum(dim=-1).nonzero()[:, 0]
+    assert torch.equal(heard, asked_for), "one query for each colour"
+
+
 def test_the_names_of_tokens_are_those_of_the_objects_there():
     first = Object("star", "red", "moving right", x=0.0, y=-0.25, radius=0.15, travel=0.5)
     second = Object("circle", "blue", "standing still", x=0.0, y=0.25, radius=0.15)
