@@ -13,7 +13,7 @@ from PIL import Image
 from fastvideo.entrypoints.media import read_frames, read_metadata
 from fastvideo.entrypoints.serve.body import unflattened
 from fastvideo.entrypoints.serve.errors import ApiError
-from tests.serve.stand_in import Running, wait_until
+from tests.serve.stand_in import Running, running, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 
@@ -43,6 +43,16 @@ def test_create_takes_our_fields_too(client: openai.OpenAI, served: Running) -> 
     assert {name: shown[name] for name in own} == own
     used = next(fields for fields in served.model.fields if fields["seed"] == 7)
     assert {name: used[name] for name in own} == own
+
+
+def test_the_client_comes_first_then_the_operator_then_the_model(tmp_path: Path) -> None:
+    operator = {"num_inference_steps": 3, "seed": 9}
+    with running(tmp_path, defaults=operator) as made, httpx.Client(base_url=made.url) as web:
+        names = ("num_inference_steps", "seed", "fps")
+        cases = (({}, [3, 9, 8]), ({"seed": 1}, [3, 1, 8]), ({"num_inference_steps": 2, "fps": 4}, [2, 9, 4]))
+        for wrote, came in cases:
+            shown = web.post("/v1/videos", json={"prompt": "kite", **wrote}).json()
+            assert [shown[name] for name in names] == came
 
 
 def test_json_and_multipart_are_the_same(client: openai.OpenAI, web: httpx.Client) -> None:
