@@ -1,6 +1,7 @@
 """`fastvideo tune`: what it measures, what it chooses, and what it writes."""
 
 import ast
+import dataclasses
 import json
 import math
 import re
@@ -14,11 +15,13 @@ from fastvideo import VideoGenerator
 from fastvideo.configs.sample import SamplingParam
 from fastvideo.entrypoints.cli.main import main
 from fastvideo.entrypoints.quality import find_tuned, in_words, machine_of
-from fastvideo.entrypoints.tune import loadings, plot, search
+from fastvideo.entrypoints.tune import loadings, measure, plot, search
 from fastvideo.entrypoints.tune.measure import MOST_DB, Bench, Clip, Point, Recorder, psnr
 from fastvideo.entrypoints.tune.prompts import prompts_for
+from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.models.loader.repo import resolve_repo
 from fastvideo.models.loader.weights import weight_hashes
+from fastvideo.pipelines.pipeline_batch_info import BlockRuns
 from fastvideo.platforms import current_platform
 from tests.pipelines.test_wan_pipeline import CAT, load, load_reference
 
@@ -146,6 +149,27 @@ def test_a_precision_is_picked_where_it_is_quicker_and_keeps_the_budget() -> Non
     rows = loadings.loading_rows([bf16, int8, slow], {"high": bf16, "fast": int8}, {"fast": int8.levels["fast"]}, 1.0)
     assert rows[2] == ("precision='bf16'", "0.700", "1.43", "50.0", "50.0", f"{high:.1f}", f"{high:.1f}", "high")
     assert rows[-1][-1] == "fast, on 1 other clips"
+
+
+def test_a_step_takes_as_long_as_its_one_thread_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Busy:
+        """A pipeline that took 5 seconds, 4 of them for 2 steps, on a processor that was half taken by others."""
+
+        args = FastVideoArgs(model="m", device="cpu")
+
+        def forward(self, batch: Any) -> Any:
+            batch.video, batch.block_runs, batch.stage_times = torch.zeros(1), BlockRuns(1, 0), {"denoising": 4.0}
+            return batch
+
+    steps = []
+    for threads in (1, 2):
+        monkeypatch.setattr(measure.torch, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(measure.time, "perf_counter", iter([0.0, 5.0]).__next__)
+        monkeypatch.setattr(measure.time, "process_time", iter([0.0, 2.5]).__next__)
+        bench = Bench(Busy(), dataclasses.replace(SMALL, num_inference_steps=2))  # type: ignore[arg-type]
+        steps.append(bench.make(CAT, 1, {})[2])
+        monkeypatch.undo()
+    assert steps == [1.0, 2.0]  # of several threads it cannot be told
 
 
 def test_what_is_not_quicker_is_measured_alone_and_on_few_clips() -> None:
