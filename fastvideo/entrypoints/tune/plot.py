@@ -36,7 +36,7 @@ def draw(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 6), layout="constrained")
     for kind in KINDS:
         for combined in (False, True):
             some = [point for point in points if kind_of(point) == (kind, combined)]
@@ -59,7 +59,7 @@ def draw(
         axis.annotate(level, where, xytext=(10, 8), textcoords="offset points", color="#bb3333", weight="bold")
     axis.set(title=title, xlabel="block runs saved, %", ylabel="PSNR to the exact video, dB (mean, down to the lowest)")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # beside the marks, of which there are many
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
