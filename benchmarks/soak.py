@@ -21,7 +21,10 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).parents[1]
+LOAD = {"num_frames": 17, "num_inference_steps": 8, "size": "96x96"}
+"""About a second of work, with guidance."""
 SMALL = {"num_frames": 5, "num_inference_steps": 2, "size": "96x96", "guidance_scale": 1.0}
+"""For what is killed: enough are finished at any moment."""
 POLL_SECONDS = 0.5
 START_SECONDS = 2.0
 """From the first client to the last."""
@@ -107,7 +110,7 @@ class Load:
         """Make `jobs` videos, one after the other, each watched by asking; clients do not ask in step."""
         await asyncio.sleep(START_SECONDS * number / clients)
         for turn in range(jobs):
-            body = {"prompt": f"a red circle on teal, {number} {turn}", "seed": number * 1000 + turn, **SMALL}
+            body = {"prompt": f"a red circle on teal, {number} {turn}", "seed": number * 1000 + turn, **LOAD}
             answer = await web.post("/v1/videos", json=body)
             self.answers[answer.status_code] += 1
             job = answer.json()
