@@ -12,7 +12,7 @@ from fastvideo.distributed.groups import build_groups, traffic
 from fastvideo.distributed.layout import Layout
 from fastvideo.models.loader.component_loader import load_component
 from fastvideo.models.loader.repo import resolve_repo
-from fastvideo.pipelines.stages.prediction import Predictor, same_guidance
+from fastvideo.pipelines.stages.prediction import Predictor, alone, same_guidance
 from tests.distributed.processes import Processes
 
 SHAPE = StepShape(layers=3, hidden=48, tokens=3 * 2 * 4, text=8, patch=64, latents=16 * 3 * 4 * 8, batch=2, itemsize=4)
@@ -27,7 +27,7 @@ def step(repo: Path, layout: Layout) -> Counter[str]:
     text = {"text": torch.zeros(2, 7, 36), "text_padding": 505}
     traffic.clear()
     with torch.no_grad():
-        predict.both(model, torch.zeros(2, 16, 3, 4, 8), torch.ones(2), text, text)
+        alone(predict.both(model, torch.zeros(2, 16, 3, 4, 8), torch.ones(2), text, text))
     sent: Counter[str] = Counter()
     for name, count in traffic.items():
         sent[name.split(".")[0]] += count
