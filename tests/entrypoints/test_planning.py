@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
@@ -110,6 +111,17 @@ def test_shrunk_latents() -> None:
     assert shrunk((16, 9, 60, 104), 0.25, frames=False) == (16, 9, 32, 52)
     assert line([(1, 5.0)], 7) == 5
     assert line([(1, 5.0), (2, 7.0)], 4) == 11
+
+
+@pytest.mark.parametrize("frames", [False, True])
+@pytest.mark.parametrize("shape", [(16, 3, 20, 20), (16, 9, 60, 104), (16, 21, 90, 160), (16, 1, 8, 4)])
+def test_a_line_goes_through_two_sizes(shape: tuple[int, int, int, int], frames: bool) -> None:
+    """However small the share is: with one size there is no line, and the large size would be told the small one's."""
+    for share in (0.9, 0.5, 0.2, 0.196, 0.1, 0.03, 0.01, 1e-3, 1e-5):
+        large = shrunk(shape, share, frames=frames)
+        small = shrunk(shape, share, frames=frames, half=True)
+        assert math.prod(small) < math.prod(large) <= math.prod(shape), share
+        assert all(one <= other for one, other in zip(small, shape, strict=True))
 
 
 @pytest.fixture
@@ -299,12 +311,12 @@ def test_what_is_shown_is_rehearsed_in_the_sizes_of_the_latents(i2v_repo: Path) 
     whole = Size(denoised=(16, 3, 32, 48), shown=((1, 5, 32), (1, 20, 3, 32, 48), None),
                  decoded=((16, 3, 32, 48),), clip=(9, 256, 384))  # fmt: skip
     shares = {"media": 0.1, "denoising": 0.1, "decoding": 1.0}
-    small = _smaller(whole, dry, sampling(height=256, width=384), shares, 1.0)
+    small = _smaller(whole, dry, sampling(height=256, width=384), shares, half=False)
     assert small.denoised == (16, 1, 16, 28)
     assert small.shown == ((1, 5, 32), (1, 20, 1, 16, 28), None)
     assert small.decoded == whole.decoded
     assert small.clip == (9, 96, 128)
-    assert _smaller(whole, dry, sampling(), dict.fromkeys(shares, 1.0), 0.5) == whole
+    assert _smaller(whole, dry, sampling(), dict.fromkeys(shares, 1.0), half=True) == whole
 
 
 @pytest.mark.slow

@@ -365,14 +365,22 @@ def _fill(model: nn.Module) -> None:
         setattr(model.get_submodule(owner), leaf, value)
 
 
-def shrunk(shape: Shape, share: float, *, frames: bool) -> Shape:
-    """Latents of about `share` of the positions of `shape`: fewer frames first if `frames`, and then smaller ones."""
+def shrunk(shape: Shape, share: float, *, frames: bool, half: bool = False) -> Shape:
+    """Latents of about `share` of the positions of `shape`: fewer frames first if `frames`, and then smaller ones. With
+    `half`, about half of those, and fewer in any case, so that a line goes through the two; only 4x4 has no half."""
     c, t, h, w = shape
     if share >= 1:
         return shape
+    if half:
+        whole, part = shrunk(shape, share, frames=frames), shrunk(shape, share / 2, frames=frames)
+        if part == whole:  # sides are multiples of 4
+            *_, h, w = whole
+            part = (*whole[:2], max(4, h - 4), w) if h > w else (*whole[:2], h, max(4, w - 4))
+        return part
     if frames and share * t >= 1:
         return c, max(1, round(share * t)), h, w
-    left = share * t if frames else share
-    side = math.sqrt(left)
+    side = math.sqrt(share * t if frames else share)
     small = [max(4, min(extent, round(side * extent / 4) * 4)) for extent in (h, w)]
+    if small == [4, 4]:
+        small = [4, min(w, 8)] if w >= h else [min(h, 8), 4]
     return c, 1 if frames else t, small[0], small[1]

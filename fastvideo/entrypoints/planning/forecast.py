@@ -165,20 +165,17 @@ def costs_of(
     ]  # fmt: skip
 
 
-def _smaller(size: Size, dry: DryPipeline, sampling: SamplingParam, shares: Mapping[str, float], part: float) -> Size:
-    """`size` with the work of each stage cut down to `part` of its share, where it has one of less than 1."""
-
-    def of(key: str) -> float:
-        return part * shares[key] if shares[key] < 1 else 1
-
-    denoised, clip = shrunk(size.denoised, of("denoising"), frames=dry.rollout is None), size.clip
+def _smaller(size: Size, dry: DryPipeline, sampling: SamplingParam, shares: Mapping[str, float], half: bool) -> Size:
+    """`size` with the work of each stage cut down to its share, or `half` of it, where it has one of less than 1."""
+    denoised = shrunk(size.denoised, shares["denoising"], frames=dry.rollout is None, half=half)
+    clip = size.clip
     if size.shown[-1] is not None:  # which has a frame less
         denoised = (denoised[0], max(2, denoised[1]), *denoised[2:])
     if shares.get("media", 1) < 1:
         whole: Shape = dry.latent_shape(sampling)
         few = min(whole[1], 1 + 2 * dry.vae.chunk)  # memory grows no more beyond these, but by the clip
         share = min(1.0, shares["media"] * whole[1] / few)
-        small = dry.sampling_of(sampling, shrunk((whole[0], few, *whole[2:]), part * share, frames=False))
+        small = dry.sampling_of(sampling, shrunk((whole[0], few, *whole[2:]), share, frames=False, half=half))
         clip = small.num_frames, small.height, small.width
     seen, *latents = size.shown
     fewer = size.denoised[1] - denoised[1]
@@ -186,7 +183,7 @@ def _smaller(size: Size, dry: DryPipeline, sampling: SamplingParam, shares: Mapp
         if one is not None:  # which goes along with all frames, or all but some in front, or with some alone
             frames = one[2] - fewer if one[2] > fewer and one[2] >= size.denoised[1] - 1 else one[2]
             latents[place] = (*one[:2], frames, *denoised[2:])
-    decoded = tuple(shrunk(tile, of("decoding"), frames=False) for tile in size.decoded)
+    decoded = tuple(shrunk(tile, shares["decoding"], frames=False, half=half) for tile in size.decoded)
     return replace(size, denoised=denoised, shown=(seen, *latents), decoded=decoded, clip=clip)
 
 
@@ -204,8 +201,8 @@ def _rehearsed(
     whole = trace_stages(few, sampling, size)
     sized = [key for key in ("media", "denoising", "decoding") if key in whole]
     shares: dict[str, float] = {key: min(1.0, TIMES.get(key, 1) * REHEARSED_FLOPS / whole[key].total) for key in sized}
-    parts = [1.0] if min(shares.values()) == 1 else [0.5, 1.0]
-    sizes = [_smaller(size, few, sampling, shares, part) for part in parts]
+    halves = [False] if min(shares.values()) == 1 else [True, False]
+    sizes = [_smaller(size, few, sampling, shares, half) for half in halves]
     file = (min(sampling.num_frames, LOOKAHEAD), sampling.height, sampling.width)
     base, found = rehearse(repo.model, config, sampling, sizes, file, quantized)
     traces = [trace_stages(few, sampling, one) for one in sizes]

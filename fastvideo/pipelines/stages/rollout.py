@@ -19,6 +19,7 @@ from fastvideo.pipelines.stages.denoising import Conditions, Preview, check_fini
 from fastvideo.pipelines.stages.latent_preparation import LatentShape
 from fastvideo.pipelines.stages.media import MakeCondition
 from fastvideo.platforms import current_platform
+from fastvideo.platforms.cpu import return_freed_memory
 
 NewMemory = Callable[[tuple[int, int, int]], RollingCache]
 """What a model sees of earlier chunks, empty, for a video whose latents are so many frames, rows and columns."""
@@ -131,7 +132,10 @@ class RolloutStage(StreamingStage):
                 latents = self.scheduler.renoise(prediction, latents, None if self.scheduler.last else noise())
                 check_finite(latents, index + 1, len(plan))
                 continue
-            yield checked_frames(self.use(self.vae).following(latents, past), self.groups.control)
+            return_freed_memory()  # else what denoising leaves lies beside what decoding needs, and the other way round
+            video = checked_frames(self.use(self.vae).following(latents, past), self.groups.control)
+            return_freed_memory()
+            yield video
             if number + 1 < len(sizes):  # nobody sees the last chunk
                 predict(torch.zeros((), device=device))
                 memory.keep(size)

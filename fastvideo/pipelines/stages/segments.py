@@ -11,6 +11,7 @@ from fastvideo.distributed.groups import ONE_RANK, Groups
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.pipelines.pipeline_batch_info import BlockRuns, ForwardBatch, written
 from fastvideo.pipelines.stages.base import PipelineStage
+from fastvideo.platforms.cpu import return_freed_memory
 
 Cut = Callable[[SamplingParam], tuple[int, int]]
 """The frames of a segment, and how many of them, fewer, are the last ones of the segment before."""
@@ -90,6 +91,7 @@ class SegmentsStage(PipelineStage):
             part = stage.forward(part, args)
         finally:
             stage.release()
+            return_freed_memory()  # as between stages elsewhere
         times = part.stage_times
         times[stage.name] = times.get(stage.name, 0.0) + time.perf_counter() - started
         return part
