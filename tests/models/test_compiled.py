@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from fastvideo import VideoGenerator
 from fastvideo.distributed.offload import Home, Weights
 from fastvideo.models.loader.component_loader import blueprint
 from fastvideo.models.loader.offload import DiskHome, host_home, offload
@@ -135,3 +136,29 @@ def test_compiled_to_code(wan_repo: Path) -> None:
     for length in (5, 9):
         one = inputs(length, 500.0)
         assert error(model(**one, text_padding=7), plain(**one, text_padding=7)) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_generator_compiles_for_its_first_step_alone(wan_repo: Path) -> None:
+    """Neither another step, nor another number of them, nor a prompt of another length is compiled for again."""
+    torch.compiler.reset()
+    graphs = torch._dynamo.utils.counters["stats"]
+    lengths: set[int] = set()
+    graphs.clear()
+    options: dict[str, Any] = {"enable_torch_compile": True, "torch_compile_kwargs": {"backend": "eager"}}
+    request: dict[str, Any] = {"height": 32, "width": 48, "num_frames": 5, "guidance_scale": 3.0, "save_video": False}
+
+    def note(_: Any, args: Any, given: dict[str, torch.Tensor]) -> None:
+        lengths.add(given["text"].shape[1])
+
+    with VideoGenerator.from_pretrained(str(wan_repo), device="cpu", precision="fp32", **options) as generator:
+        model = generator._executor._pipeline.components["transformer"]  # type: ignore[union-attr]
+        model.register_forward_pre_hook(note, with_kwargs=True)
+        generator.generate_video("a red circle", num_inference_steps=1, **request)
+        compiled = graphs["unique_graphs"]
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for prompt, steps in (("a", 2), ("a red circle moving left, and a blue square", 3), ("circle " * 20, 1)):
+                generator.generate_video(prompt, num_inference_steps=steps, **request)
+    assert len(lengths) > 3
+    assert graphs["unique_graphs"] == compiled == 1
+    torch.compiler.reset()
