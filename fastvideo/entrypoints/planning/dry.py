@@ -300,8 +300,8 @@ class DryPipeline:
             return None
         memory = self.rollout.new_memory((frames, *shape[2:]))
         self.predict(model, t, shape, text, memory=memory)
-        # its places need not be filled: the layers of this pass have made them
-        memory.keep(max(0, (frames // shape[1] - CALLS) * shape[1]))
+        # its places need not be filled: the layers of this pass have made them; no more than there are
+        memory.keep(max(0, min(memory.window - shape[1], (frames // shape[1] - CALLS) * shape[1])))
         return memory
 
     def predict(
