@@ -3,7 +3,6 @@
 import dataclasses
 import threading
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastvideo.configs.registry import MODELS, ModelEntry
+from fastvideo.configs.registry import MODELS
 from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.entrypoints.parts import RequestMethods
 from fastvideo.entrypoints.result import to_frames
 from fastvideo.entrypoints.watch import control_of
-from fastvideo.pipelines.pipeline_batch_info import CancelToken, Control, ForwardBatch, MediaInputs, Progress
+from fastvideo.pipelines.pipeline_batch_info import CancelToken, Control, ForwardBatch, Progress
 from fastvideo.utils import require
-from fastvideo.worker.executor import Executor
 from fastvideo.worker.in_process import InProcessExecutor
 
 UNUSED = ("output_path", "save_video", "return_frames")
@@ -65,23 +64,12 @@ class Turn:
         self._lock.release()
 
 
-class StreamMethods(ABC):
+class StreamMethods(RequestMethods):
     """The methods of a generator that are about frames before the video is whole."""
 
-    entry: ModelEntry
     _turn: Turn
     _open: "weakref.ref[Generator[VideoChunk, None, None]] | None" = None
     """The last stream."""
-
-    @abstractmethod
-    def _running(self) -> Executor:
-        """Where the pipeline runs; raises a `RuntimeError` after `shutdown`."""
-
-    @abstractmethod
-    def _checked(
-        self, prompt: str, sampling_param: SamplingParam | None, fields: dict[str, Any]
-    ) -> tuple[SamplingParam, MediaInputs]:
-        """Refuse what the model cannot run; the sampling parameters that a request comes to, and its media."""
 
     def stream(
         self,

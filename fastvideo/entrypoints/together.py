@@ -1,15 +1,15 @@
 """Several requests of one generator, made together where no bit of a video depends on it."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from fastvideo.configs.registry import ModelEntry
 from fastvideo.configs.sample.alike import alike
 from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.entrypoints.parts import RequestMethods
 from fastvideo.entrypoints.result import GenerationResult
 from fastvideo.entrypoints.watch import ProgressBar, control_of, interrupt_cancels
 from fastvideo.fastvideo_args import FastVideoArgs
@@ -80,23 +80,12 @@ class JointBar:
         self._bar(Progress(progress.stage, self._done, total, None))
 
 
-class TogetherMethods(ABC):
+class TogetherMethods(RequestMethods):
     """The method of a generator that takes several requests."""
 
     args: FastVideoArgs
-    entry: ModelEntry
     _turn: Any
     _adapters: Any
-
-    @abstractmethod
-    def _running(self) -> Executor:
-        """Where the pipeline runs; raises a `RuntimeError` after `shutdown`."""
-
-    @abstractmethod
-    def _checked(
-        self, prompt: str, sampling_param: SamplingParam | None, fields: dict[str, Any]
-    ) -> tuple[SamplingParam, MediaInputs]:
-        """Refuse what the model cannot run; the sampling parameters that a request comes to, and its media."""
 
     @abstractmethod
     def _ordered(

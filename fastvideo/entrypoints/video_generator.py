@@ -220,7 +220,8 @@ class VideoGenerator(LoraMethods, StreamMethods, TogetherMethods):
             label = f"{index + 1}/{len(prompts)} " if len(prompts) > 1 else ""
             with ProgressBar(label) as bar:
                 shown = dataclasses.replace(control, report=bar) if control.report is no_report else control
-                results += self._generate(executor, prompts, index, sampling, shown, media)
+                order = self._ordered(executor, prompts, index, sampling, shown, media)
+                results += self._generate(executor, order)
         return results
 
     def check_request(self, prompt: str, sampling_param: SamplingParam | None = None, **fields: Any) -> SamplingParam:
@@ -259,19 +260,10 @@ class VideoGenerator(LoraMethods, StreamMethods, TogetherMethods):
         self._checker.check(batch)
         return sampling, media
 
-    def _generate(
-        self,
-        executor: Executor,
-        prompts: Sequence[str],
-        index: int,
-        sampling: SamplingParam,
-        control: Control,
-        media: MediaInputs,
-    ) -> list[GenerationResult]:
-        """The videos of prompt number `index`, saved if asked for."""
-        order = self._ordered(executor, prompts, index, sampling, control, media)
+    def _generate(self, executor: Executor, order: Order) -> list[GenerationResult]:
+        """The videos of `order`, saved if asked for."""
         started = time.perf_counter()
-        with self._turn, interrupt_cancels(control.cancel):
+        with self._turn, interrupt_cancels(order.batch.control.cancel):
             order.lora = self._adapters.metadata()
             batch = executor.execute(order.batch)
         return self._delivered(executor, order, batch, time.perf_counter() - started)

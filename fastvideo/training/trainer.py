@@ -74,6 +74,15 @@ def autocast(module: nn.Module, enabled: bool = True) -> torch.autocast:
     return torch.autocast(device_of(module).type, torch.bfloat16, enabled=enabled)
 
 
+def averaged(checkpoint: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The averaged parameters that a `Trainer` has written to `checkpoint`, on the CPU wherever that was.
+
+    Only those whose names begin with `prefix`, which is left out: a model without what helped to train it.
+    """
+    state: dict[str, torch.Tensor] = torch.load(checkpoint, map_location="cpu", weights_only=True)["ema"]
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+
 Metrics = dict[str, float]
 LossFunction = Callable[[StepInfo], tuple[torch.Tensor, Metrics]]
 

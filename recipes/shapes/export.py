@@ -23,7 +23,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def export(work: Path, setup: train_dit.Setup, output: Path, vae: AutoencoderKLWan, encoder: UMT5EncoderModel) -> None:
     """Write the repo to `output`, which must not hold anything else worth keeping."""
     dit = WanTransformer3DModel(train_dit.ARCH)
-    dit.load_state_dict(train_dit.averaged(work, setup))
+    dit.load_state_dict(train_dit.trained(work, setup))
     shutil.rmtree(output, ignore_errors=True)
     save_component(dit, dit.arch.param_names_mapping, output / "transformer", WEIGHTS, DTYPE)
     save_config(dit.arch, output / "transformer", "WanTransformer3DModel")

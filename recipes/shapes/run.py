@@ -6,7 +6,6 @@ Each stage leaves checkpoints in the work folder and picks up from them, so that
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from fastvideo.models.loader.component_loader import load_component
 from fastvideo.models.loader.repo import resolve_repo
 from fastvideo.models.vaes.wanvae import AutoencoderKLWan
 from fastvideo.training.plot import plot_logs
-from fastvideo.training.trainer import autocast
+from fastvideo.training.trainer import autocast, averaged
 from recipes.shapes import train_dit, train_text, train_vae
 from recipes.shapes.export import export
 from recipes.shapes.latents import build_shard
@@ -35,45 +34,38 @@ OUTPUTS = {
 """Where the repos go. The companion is not in the package."""
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A checkpoint, on the CPU wherever it was written."""
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
-
-
 def encoder_checkpoint(work: Path) -> Path:
     return work / "vae" / "encoder.pt"
 
 
 def freeze_encoder(work: Path) -> None:
     """Keep the VAE as it is after its last stage, with the statistics of its latents; the encoder stays so."""
-    state = load(work / "vae" / train_vae.STAGES[-1].name / "last.pt")
+    state = averaged(work / "vae" / train_vae.STAGES[-1].name / "last.pt")
     vae = AutoencoderKLWan(train_vae.ARCH)
-    vae.load_state_dict(state["ema"])
+    vae.load_state_dict(state)
     rng = np.random.default_rng(5)
     with torch.no_grad(), autocast(vae):
         latents = torch.cat([vae.encode(batch_of_clips(rng, ClipShape(2, 25, 128))).float() for _ in range(12)])
     mean, std = latents.mean(dim=(0, 2, 3, 4)), latents.std(dim=(0, 2, 3, 4))
     logger.info("latents: mean %s std %s", mean.tolist(), std.tolist())
-    torch.save({"vae": state["ema"], "mean": mean.tolist(), "std": std.tolist()}, encoder_checkpoint(work))
+    torch.save({"vae": state, "mean": mean.tolist(), "std": std.tolist()}, encoder_checkpoint(work))
 
 
 def load_vae(work: Path, decoder: bool = False) -> AutoencoderKLWan:
     """The VAE with scaled latents; `decoder` takes the decoder of the last stage."""
-    state = load(encoder_checkpoint(work))
+    state = torch.load(encoder_checkpoint(work), map_location="cpu", weights_only=True)
     arch = dataclasses.replace(train_vae.ARCH, latents_mean=tuple(state["mean"]), latents_std=tuple(state["std"]))
     vae = AutoencoderKLWan(arch)
     vae.load_state_dict(state["vae"])
     if decoder and (path := work / "vae" / "decoder" / "last.pt").exists():
-        vae.load_state_dict(load(path)["ema"])
+        vae.load_state_dict(averaged(path))
     return vae.eval()
 
 
 def load_text_encoder(work: Path) -> train_text.UMT5EncoderModel:
     """The text encoder, without the heads it was trained under."""
-    encoder, state = train_text.build_text_encoder(), load(work / "text" / "last.pt")["ema"]
-    prefix = "encoder."
-    encoder.load_state_dict({key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)})
+    encoder = train_text.build_text_encoder()
+    encoder.load_state_dict(averaged(work / "text" / "last.pt", "encoder."))
     return encoder.eval()
 
 

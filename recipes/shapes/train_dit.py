@@ -16,7 +16,7 @@ from fastvideo.models.vaes.wanvae import AutoencoderKLWan
 from fastvideo.training.attention import use_matmul_attention
 from fastvideo.training.flow_matching import flow_matching_loss, sample_euler, sample_sigmas
 from fastvideo.training.optimizer import MuonAdamW
-from fastvideo.training.trainer import Metrics, StepInfo, Trainer, TrainerConfig, autocast, device_of
+from fastvideo.training.trainer import Metrics, StepInfo, Trainer, TrainerConfig, autocast, averaged, device_of
 from recipes.shapes import alignment
 from recipes.shapes.alignment import AlignedDiT
 from recipes.shapes.captions import caption
@@ -190,11 +190,9 @@ def checkpoint(work: Path, setup: Setup) -> Path:
     return work / "dit" / setup.name / "last.pt"
 
 
-def averaged(work: Path, setup: Setup) -> dict[str, torch.Tensor]:
+def trained(work: Path, setup: Setup) -> dict[str, torch.Tensor]:
     """The averaged parameters of the transformer that `setup` has trained, without what helped in training."""
-    state: dict[str, torch.Tensor] = torch.load(checkpoint(work, setup), map_location="cpu", weights_only=True)["ema"]
-    prefix = "dit."
-    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    return averaged(checkpoint(work, setup), "dit.")
 
 
 def begin(work: Path, setup: Setup, device: torch.device, compile_blocks: bool) -> WanTransformer3DModel:
@@ -206,7 +204,7 @@ def begin(work: Path, setup: Setup, device: torch.device, compile_blocks: bool) 
         use_matmul_attention(dit)
     if setup.name != SETUPS[0].name:
         before = SETUPS[[known.name for known in SETUPS].index(setup.name) - 1]
-        dit.load_state_dict(averaged(work, before))
+        dit.load_state_dict(trained(work, before))
     if compile_blocks:
         torch._dynamo.config.recompile_limit = 64  # a graph for each shape of the ingredients
         for block in dit.blocks:

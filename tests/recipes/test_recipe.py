@@ -191,7 +191,7 @@ def test_a_finished_model_is_taken_up_again(tmp_path):
     state = vae.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in shipped.state_dict().items())
     assert run.load_text_encoder(tmp_path)(["a red circle"]).states.shape[-1] == train_dit.ARCH.text_dim
-    before = train_dit.averaged(tmp_path, train_dit.FULL)
+    before = train_dit.trained(tmp_path, train_dit.FULL)
     WanTransformer3DModel(train_dit.ARCH).load_state_dict(before)
 
 
