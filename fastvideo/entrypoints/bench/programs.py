@@ -113,6 +113,8 @@ def measure_program(case: Case, settings: Settings, where: Machine) -> Result:
     """
     result = Result(case=case.name, about=case.about)
     if case.name == "generate":
+        sampling = SamplingParam.from_pretrained(SHIPPED_NAME)
+        result.about += f", {sampling.num_frames} frames of {sampling.width}x{sampling.height}"
         compare_jobs(settings, where, result)
     wanted = commands(case, settings, where.work)
     for command in wanted.values():
