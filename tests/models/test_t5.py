@@ -43,6 +43,15 @@ def test_umt5(wan_repo: Path, batch: int, length: int) -> None:
     assert error(hidden(mine, *tokens(batch, length)), hidden(reference, *tokens(batch, length))) < BOUND
 
 
+@pytest.mark.parametrize("kind", ["umt5", "t5"])
+def test_without_a_mask_all_are_tokens(tmp_path: Path, kind: str) -> None:
+    repo = write_repo(tmp_path, text_encoder=tiny_repos.make_text_encoder(120, kind, seed=5))
+    mine, (ids, _) = ours(repo, "text_encoder"), tokens(2, 150)
+    everything = torch.ones_like(ids, dtype=torch.bool)
+    assert torch.equal(mine.hidden_states(ids), mine.hidden_states(ids, everything))
+    assert error(mine.hidden_states(ids), hidden(theirs(repo, "text_encoder"), ids, everything)) < BOUND
+
+
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [

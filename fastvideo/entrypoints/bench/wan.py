@@ -125,7 +125,7 @@ def text_inputs(config: Mapping[str, Any], shape: tuple[int, ...], generator: to
 
 def our_states(model: Any, inputs: Inputs) -> torch.Tensor:
     """The last hidden states."""
-    return model.hidden_states(inputs["ids"], torch.ones_like(inputs["ids"], dtype=torch.bool))
+    return model.hidden_states(inputs["ids"])
 
 
 def reference_states(model: Any, inputs: Inputs) -> torch.Tensor:

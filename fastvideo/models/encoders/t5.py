@@ -53,13 +53,21 @@ class T5Attention(nn.Module):
             self.position_bias = ColumnEmbedding(arch.relative_attention_num_buckets, arch.num_heads)
         self.attention = LocalAttention(scale=1.0)
 
-    def bias(self, inherited: torch.Tensor, buckets: torch.Tensor, hidden_keys: torch.Tensor) -> torch.Tensor:
-        """This layer's bias on the logits, [B, heads, S, S], or the one `inherited` from the layer before."""
+    def bias(
+        self, inherited: torch.Tensor | None, buckets: torch.Tensor, hidden_keys: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """This layer's bias on the logits, [B or 1, heads, S, S], or the one `inherited` from the layer before.
+
+        It depends on the distance alone, so row after row is a window of one table that moves back by one place: rows
+        are copied, not gathered. `buckets` [2S - 1] are those of the distances from 1 - S to S - 1.
+        """
         if self.position_bias is None:
             return inherited
-        return self.position_bias(buckets).permute(2, 0, 1).unsqueeze(0) + hidden_keys
+        table = self.position_bias(buckets).t().contiguous()
+        bias = table.unfold(1, len(buckets) // 2 + 1, 1).flip(1).unsqueeze(0)
+        return bias if hidden_keys is None else bias + hidden_keys
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).unbind(2)
         return self.out(self.attention(q, k, v, bias).flatten(2))
 
@@ -91,8 +99,8 @@ class T5Block(nn.Module):
         self.ffn = T5FeedForward(arch)
 
     def forward(
-        self, x: torch.Tensor, bias: torch.Tensor, buckets: torch.Tensor, hidden_keys: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, x: torch.Tensor, bias: torch.Tensor | None, buckets: torch.Tensor, hidden_keys: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The states and the bias for the next layer."""
         bias = self.attn.bias(bias, buckets, hidden_keys)
         x = x + self.attn(self.attn_norm(x), bias)
@@ -135,26 +143,28 @@ class T5EncoderModel(TextEncoder):
         would change nothing.
         """
         ids, mask = self._tokenize([clean_prompt(prompt) for prompt in prompts])
-        device = self.norm.weight.device
+        device, padded = self.norm.weight.device, not mask.all()
         ids, mask = ids.to(device), mask.to(device)
-        states = self.hidden_states(ids, mask) * mask.unsqueeze(-1)
+        states = self.hidden_states(ids, mask if padded else None) * mask.unsqueeze(-1)
         return TextEmbeddings(states, mask, self.text_len - ids.shape[1])
 
-    def hidden_states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The last hidden states [B, S, d] of token `ids` [B, S]; `mask` [B, S] bool is true on tokens."""
+    def hidden_states(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The last hidden states [B, S, d] of token `ids` [B, S]; `mask` [B, S] bool is true on tokens, and not given
+        where all are."""
         x = self.embedding(ids)
         buckets = self._buckets(ids.shape[1], ids.device)
-        hidden_keys = torch.zeros(mask.shape, dtype=x.dtype, device=x.device)
-        hidden_keys = hidden_keys.masked_fill(~mask, torch.finfo(x.dtype).min)[:, None, None]
+        hidden_keys = None
+        if mask is not None:
+            hidden_keys = torch.zeros(mask.shape, dtype=x.dtype, device=x.device)
+            hidden_keys = hidden_keys.masked_fill(~mask, torch.finfo(x.dtype).min)[:, None, None]
         bias = hidden_keys
         for block in self.blocks:
             x, bias = block(x, bias, buckets, hidden_keys)
         return self.norm(x)
 
     def _buckets(self, length: int, device: torch.device) -> torch.Tensor:
-        position = torch.arange(length, device=device)
         return relative_position_bucket(
-            position[None] - position[:, None],
+            torch.arange(1 - length, length, device=device),
             self.arch.relative_attention_num_buckets,
             self.arch.relative_attention_max_distance,
         )
