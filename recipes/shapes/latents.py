@@ -18,6 +18,9 @@ from recipes.shapes.train_vae import ClipShape, as_video, clip_of
 from recipes.shapes.world import Object, Scene, sample_scene
 
 SHARD_CLIPS = 128
+SPINNING = 3.0
+"""How many times as often as another a clip is drawn in which something spins that is no circle. It is what takes a
+transformer longest to draw: the outline is new in every frame."""
 ENCODED_AT_ONCE = 4
 
 
@@ -56,6 +59,7 @@ class LatentCache:
         self.folder, self.shape, self.objects = folder, shape, objects
         self.latents: list[torch.Tensor] = []
         self.scenes: list[list[dict[str, Any]]] = []
+        self.shares = np.zeros(0)
         self.refresh()
 
     def refresh(self) -> None:
@@ -64,12 +68,18 @@ class LatentCache:
             state = torch.load(path, weights_only=True)
             self.latents.append(state["latents"])
             self.scenes.append(state["scenes"])
+        weights = np.array([SPINNING if _spins(scene) else 1.0 for shard in self.scenes for scene in shard])
+        self.shares = weights / weights.sum()
 
     def __len__(self) -> int:
         return len(self.latents) * SHARD_CLIPS
 
     def batch(self, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, list[Scene]]:
         """`size` random clips: latents [size, z, t, h, w] fp32, and their scenes."""
-        picks = [divmod(int(i), SHARD_CLIPS) for i in rng.integers(len(self), size=size)]
+        picks = [divmod(int(i), SHARD_CLIPS) for i in rng.choice(len(self), size, p=self.shares)]
         latents = torch.stack([self.latents[shard][index].float() for shard, index in picks])
         return latents, [scene_from_dict(self.scenes[shard][index]) for shard, index in picks]
+
+
+def _spins(scene: dict[str, Any]) -> bool:
+    return any(item["motion"] == "spinning" and item["shape"] != "circle" for item in scene["objects"])

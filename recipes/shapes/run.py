@@ -132,7 +132,7 @@ def main() -> None:
         "--setup",
         nargs="+",
         choices=[setup.name for setup in train_dit.SETUPS],
-        default=["small", "full"],
+        default=["small", "pairs", "full"],
         help="latents, dit: which parts; export: the last of them",
     )
     parser.add_argument("--no-compile", action="store_true", help="dit: run eagerly")

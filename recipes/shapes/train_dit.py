@@ -66,6 +66,8 @@ class Setup:
     known_frames: int = 0
     """Latent frames at the start that are given."""
     evaluate_every: int = 1000
+    cooldown: float = 0.4
+    """The share of the steps, at the end, over which the learning rate falls."""
 
 
 SMALL = Setup(
@@ -82,6 +84,22 @@ SMALL = Setup(
     lr=2e-3,
 )
 """One object in small clips: a third of the work of the clips that the model is for."""
+PAIRS = Setup(
+    name="pairs",
+    ingredients=(
+        Ingredient(ClipShape(64, 1, 96), 8, 0.10, 0.03, objects=2),
+        Ingredient(ClipShape(40, 9, 96), 40, 0.65, 0.50, objects=2),
+        Ingredient(ClipShape(24, 17, 96), 24, 0.10, 0.32, objects=2),
+        Ingredient(ClipShape(24, 17, 96), 8, 0.15, 0.15),
+    ),
+    judged=ClipShape(8, 17, 96),
+    steps=2200,
+    lr=1.5e-3,
+    evaluate_every=500,
+    cooldown=0.0,
+)
+"""Two objects in small clips. Which words belong together is learned from many pairs, and a step shows four times as
+many here as in the clips that the model is for. `FULL` goes on at the same learning rate."""
 FULL = Setup(
     name="full",
     ingredients=(
@@ -101,7 +119,7 @@ FULL = Setup(
     steps=5500,
     lr=1.5e-3,
 )
-"""One and two objects at every size and length that the model is for, from the averaged weights of `SMALL`."""
+"""One and two objects at every size and length that the model is for, from the averaged weights of `PAIRS`."""
 IMAGE = Setup(
     name="image",
     ingredients=tuple(ingredient for ingredient in FULL.ingredients if ingredient.shape.frames > 1),
@@ -111,7 +129,7 @@ IMAGE = Setup(
     known_frames=1,
 )
 """The companion that is given the first frame, on the latents of `FULL` and from its averaged weights."""
-SETUPS = (SMALL, FULL, IMAGE)
+SETUPS = (SMALL, PAIRS, FULL, IMAGE)
 RAMP = 0.2
 """The share of training over which the ingredients go from their first to their last share."""
 
@@ -268,7 +286,7 @@ def train(
         lr=setup.lr,
         ema_decay=0.998,
         weight_decay=0.01,
-        cooldown=0.4,
+        cooldown=setup.cooldown,
         checkpoint_every=100,
     )
     optimizer = MuonAdamW(aligned, dit.blocks, setup.lr, weight_decay=config.weight_decay)

@@ -1,11 +1,10 @@
 """Train the tokenizer and text encoder of the shapes model.
 
-The encoder learns to name what a caption says (shape, colour, motion, background) from its token states, through
-heads that are thrown away afterwards. The video transformer then reads states that already hold the meaning, and that
-say which words belong together.
+The encoder learns to tell what a caption says from its token states, through heads that are thrown away afterwards: the
+background, and for each colour the shape and the motion of the object that has it. The video transformer then reads
+states that already hold the meaning, and that say which words belong together.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,9 @@ from recipes.shapes.world import Scene, held_out_combos, sample_scene
 BATCH = 64
 TWO_OBJECTS = 0.4
 OF_COLOUR = ("shape", "motion")
-"""What is asked of the object of a colour, which no two of a scene share: where a transformer sees something red, it
-has to find the words that go with "red", and without this it draws the shape and the motion of the other object."""
+"""What is asked of each colour, which no two objects of a scene share."""
+ABSENT = 0
+"""The class of a colour that no object has; others are 1 more than in `LABELS`."""
 
 
 def build_text_encoder() -> UMT5EncoderModel:
@@ -36,50 +36,41 @@ def build_text_encoder() -> UMT5EncoderModel:
 
 
 class CaptionReader(nn.Module):
-    """The encoder under attention-pooled classifiers: for each attribute of the first and of the second object, and for
-    each of `OF_COLOUR` of the object of a given colour."""
+    """The encoder under attention-pooled classifiers: for the background, and for each of `OF_COLOUR` of each colour.
+
+    Nothing is asked by an object's place in the text. Heads for "the shape of the first object" and "of the second"
+    make every state tell of both objects, and a transformer that reads such states draws two objects with one motion.
+    Asked by colour, the words of an object tell of that object, all objects in the same way.
+    """
 
     def __init__(self, encoder: UMT5EncoderModel) -> None:
         super().__init__()
         width = encoder.arch.d_model
         self.encoder = encoder
-        self.names = [f"{name}{index}" for index in (0, 1) for name in LABELS if (name, index) != ("background", 1)]
-        self.queries = nn.Parameter(torch.randn(len(self.names), width) / width**0.5)
-        self.heads = nn.ModuleList(nn.Linear(width, len(LABELS[name[:-1]])) for name in self.names)
-        self.colour_queries = nn.Parameter(torch.randn(len(OF_COLOUR), len(LABELS["colour"]), width) / width**0.5)
-        self.colour_heads = nn.ModuleList(nn.Linear(width, len(LABELS[name])) for name in OF_COLOUR)
+        self.queries = nn.Parameter(torch.randn(1 + len(LABELS["colour"]), width) / width**0.5)
+        self.background = nn.Linear(width, len(LABELS["background"]))
+        self.of_colour = nn.ModuleDict({name: nn.Linear(width, 1 + len(LABELS[name])) for name in OF_COLOUR})
 
-    def forward(self, captions: list[str], colours: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits [B, classes] under names like "colour0"; "shape of colour" is of the object of `colours` [B]."""
+    def forward(self, captions: list[str]) -> dict[str, torch.Tensor]:
+        """Logits: "background" [B, classes], and under the names in `OF_COLOUR` [B, colours, classes]."""
         embeddings = self.encoder(captions)
-        queries = torch.cat(
-            (
-                self.queries[:, None].expand(-1, len(captions), -1),
-                self.colour_queries[:, colours],
-            )
-        )
-        scores = torch.einsum("bsd,qbd->bsq", embeddings.states, queries)
-        weights = scores.masked_fill(~embeddings.mask[..., None], -1e9).softmax(dim=1)
-        pooled = torch.einsum("bsq,bsd->qbd", weights, embeddings.states)
-        names = [*self.names, *(f"{name} of colour" for name in OF_COLOUR)]
-        heads = [*self.heads, *self.colour_heads]
-        return {name: head(x) for name, head, x in zip(names, heads, pooled, strict=True)}
+        scores = torch.einsum("bsd,qd->bqs", embeddings.states, self.queries)
+        weights = scores.masked_fill(~embeddings.mask[:, None], -1e9).softmax(dim=-1)
+        pooled = weights @ embeddings.states
+        logits: dict[str, torch.Tensor] = {name: head(pooled[:, 1:]) for name, head in self.of_colour.items()}
+        return logits | {"background": self.background(pooled[:, 0])}
 
 
-def labels(scenes: list[Scene], chosen: Sequence[int], device: torch.device) -> dict[str, torch.Tensor]:
-    """Class indices [B] under the names of `CaptionReader`; -100 where a scene has no second object.
-
-    "colour" is that of the object `chosen` of each scene, whose shape and motion are asked by it.
-    """
-    result: dict[str, list[int]] = {}
-    for scene, index in zip(scenes, chosen, strict=True):
-        for number in (0, 1):
-            known = attributes(scene, number) if number < len(scene.objects) else dict.fromkeys(LABELS, -100)
-            for name, value in known.items():
-                result.setdefault(f"{name}{number}", []).append(value)
-        for name, value in attributes(scene, index).items():
-            result.setdefault(f"{name} of colour", []).append(value)
-    return {name: torch.tensor(values, device=device) for name, values in result.items()}
+def labels(scenes: list[Scene], device: torch.device) -> dict[str, torch.Tensor]:
+    """Classes under the names of `CaptionReader`: [B] for "background", [B, colours] for the others."""
+    truth = {name: torch.full((len(scenes), len(LABELS["colour"])), ABSENT) for name in OF_COLOUR}
+    for row, scene in enumerate(scenes):
+        for index in range(len(scene.objects)):
+            words = attributes(scene, index)
+            for name in OF_COLOUR:
+                truth[name][row, words["colour"]] = 1 + words[name]
+    truth["background"] = torch.tensor([attributes(scene)["background"] for scene in scenes])
+    return {name: values.to(device) for name, values in truth.items()}
 
 
 def scenes_and_captions(rng: np.random.Generator, unseen_objects: int = 0) -> tuple[list[Scene], list[str]]:
@@ -99,28 +90,23 @@ def train(output_dir: Path, steps: int, device: str = "cpu") -> UMT5EncoderModel
     torch.manual_seed(0)
     reader = CaptionReader(build_text_encoder()).to(device)
 
-    def read(
-        rng: np.random.Generator, unseen_objects: int = 0
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        scenes, captions = scenes_and_captions(rng, unseen_objects)
-        chosen = [int(rng.integers(len(scene.objects))) for scene in scenes]
-        truth = labels(scenes, chosen, device_of(reader))
-        return reader(captions, truth["colour of colour"]), truth
-
     def loss(info: StepInfo) -> tuple[torch.Tensor, Metrics]:
-        logits, truth = read(info.rng)
-        losses = [F.cross_entropy(logits[name].float(), truth[name], ignore_index=-100) for name in logits]
-        return torch.stack(losses).mean(), {}
+        scenes, captions = scenes_and_captions(info.rng)
+        logits, truth = reader(captions), labels(scenes, device_of(reader))
+        # of eight colours one or two are there: summed over them, as much as the background
+        losses = {name: F.cross_entropy(x.float().movedim(-1, 1), truth[name]) for name, x in logits.items()}
+        return losses["background"] + len(LABELS["colour"]) * sum(losses[name] for name in OF_COLOUR), {}
 
     def evaluate(step: int) -> Metrics:
         metrics: Metrics = {}
         for objects in (1, 2):
-            logits, truth = read(np.random.default_rng(11), objects)
-            metrics |= {
-                f"{name} of {objects}": (logits[name].argmax(-1) == truth[name]).float().mean().item()
-                for name in logits
-                if (truth[name] >= 0).all()
-            }
+            scenes, captions = scenes_and_captions(np.random.default_rng(11), objects)
+            logits, truth = reader(captions), labels(scenes, device_of(reader))
+            for name, values in truth.items():
+                right = logits[name].argmax(-1) == values
+                # of an object, not of the colours that are not there
+                there = right if name == "background" else right[values != ABSENT]
+                metrics[f"{name} of {objects}"] = there.float().mean().item()
         return metrics
 
     config = TrainerConfig(output_dir=output_dir, steps=steps, lr=1e-3, weight_decay=0.01)

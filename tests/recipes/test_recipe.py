@@ -12,8 +12,9 @@ from fastvideo.models.loader.repo import resolve_repo
 from fastvideo.models.vaes.wanvae import AutoencoderKLWan, Past
 from fastvideo.training.trainer import StepInfo
 from recipes.shapes import alignment, run, train_dit, train_text, train_vae
+from recipes.shapes.captions import LABELS, canonical
 from recipes.shapes.export import export
-from recipes.shapes.latents import SHARD_CLIPS, LatentCache, build_shard
+from recipes.shapes.latents import SHARD_CLIPS, SPINNING, LatentCache, build_shard, scene_from_dict
 from recipes.shapes.world import COLOURS, Object, Scene, held_out_combos, render, sample_scene
 
 SMALL = dataclasses.replace(train_vae.ARCH, base_dim=4)
@@ -87,6 +88,21 @@ def test_shards_depend_on_their_number_alone_and_hold_no_unseen_combination(tmp_
     assert not any(scene.combo in unseen for scene in everything)
 
 
+def test_what_spins_is_drawn_more_often(tmp_path):
+    shape = train_vae.ClipShape(batch=2, frames=1, size=32)
+    build_shard(small_vae(), tmp_path, shape, 2, 0)
+    cache = LatentCache(tmp_path, shape, 2)
+
+    def share(scenes: list[Scene]) -> float:
+        spins = [any(o.motion == "spinning" and o.shape != "circle" for o in scene.objects) for scene in scenes]
+        return sum(spins) / len(spins)
+
+    among = share([scene_from_dict(scene) for scene in cache.scenes[0]])
+    assert 0 < among < 0.4
+    _, drawn = cache.batch(np.random.default_rng(0), 3000)
+    assert share(drawn) == pytest.approx(SPINNING * among / (1 + (SPINNING - 1) * among), abs=0.03)
+
+
 def test_the_mixture_goes_from_its_first_to_its_last_shares():
     def share(progress: float) -> float:
         rng = np.random.default_rng(0)
@@ -99,7 +115,7 @@ def test_the_mixture_goes_from_its_first_to_its_last_shares():
     assert share(1.0) == pytest.approx(first.last_share, abs=0.08)
 
 
-@pytest.mark.parametrize("setup", train_dit.SETUPS[:2], ids=lambda setup: setup.name)
+@pytest.mark.parametrize("setup", train_dit.SETUPS[:3], ids=lambda setup: setup.name)
 def test_shares_are_of_the_whole(setup):
     assert sum(i.first_share for i in setup.ingredients) == pytest.approx(1)
     assert sum(i.last_share for i in setup.ingredients) == pytest.approx(1)
@@ -107,23 +123,26 @@ def test_shares_are_of_the_whole(setup):
     assert len(set(kinds)) == len(kinds), "two would read the same shards"
 
 
-def test_a_reader_is_asked_for_the_object_of_a_colour():
+def test_a_reader_is_asked_for_the_object_of_each_colour():
+    red = Object("star", "red", "moving right")
+    blue = Object("circle", "blue", "growing")
+    scenes = [Scene("black", (red, blue)), Scene("black", (blue, red)), Scene("teal", (red,))]
+    truth = train_text.labels(scenes, torch.device("cpu"))
+    assert torch.equal(truth["shape"][0], truth["shape"][1]), "the place in the text is not asked for"
+    colour = {name: LABELS["colour"].index(name) for name in ("red", "blue")}
+    motions = ["moving right", "growing"]
+    of_colours = truth["motion"][0, [colour["red"], colour["blue"]]] - 1
+    assert [LABELS["motion"][index] for index in of_colours] == motions
+    assert truth["shape"][2].nonzero().tolist() == [[colour["red"]]], "the other colours are absent"
+    assert [LABELS["background"][index] for index in truth["background"]] == ["black", "black", "teal"]
     torch.manual_seed(0)
     reader = train_text.CaptionReader(train_text.build_text_encoder())
-    scenes, captions = train_text.scenes_and_captions(np.random.default_rng(0), unseen_objects=2)
-    scenes, captions = scenes[:6], captions[:6]
-    asked = [train_text.labels(scenes, [index] * 6, torch.device("cpu")) for index in (0, 1)]
-    for index, truth in enumerate(asked):
-        for name in ("colour", "shape", "motion"):
-            assert torch.equal(truth[f"{name} of colour"], truth[f"{name}{index}"])
-    first, second = (reader(captions, truth["colour of colour"]) for truth in asked)
-    assert first["motion of colour"].shape == (6, 9)
-    assert not torch.allclose(first["shape of colour"], second["shape of colour"]), "the colour is heard"
-    assert torch.equal(first["shape0"], second["shape0"])
-    first["motion of colour"].sum().backward()
-    asked_for = asked[0]["colour of colour"].unique()
-    heard = reader.colour_queries.grad[1].abs().sum(dim=-1).nonzero()[:, 0]
-    assert torch.equal(heard, asked_for), "one query for each colour"
+    logits = reader([canonical(scene) for scene in scenes])
+    assert {name: tuple(x.shape) for name, x in logits.items()} == {
+        "shape": (3, 8, 5), "motion": (3, 8, 10), "background": (3, 6)
+    }  # fmt: skip
+    logits["motion"][:, colour["red"]].sum().backward()
+    assert reader.queries.grad.abs().sum(dim=-1).nonzero()[:, 0].tolist() == [1 + colour["red"]], "a query for each"
 
 
 def test_the_names_of_tokens_are_those_of_the_objects_there():
