@@ -143,9 +143,10 @@ class T5EncoderModel(TextEncoder):
         would change nothing.
         """
         ids, mask = self._tokenize([clean_prompt(prompt) for prompt in prompts])
-        device, padded = self.norm.weight.device, not mask.all()
+        device = self.norm.weight.device
         ids, mask = ids.to(device), mask.to(device)
-        states = self.hidden_states(ids, mask if padded else None) * mask.unsqueeze(-1)
+        # one prompt alone is not padded
+        states = self.hidden_states(ids, mask if len(prompts) > 1 else None) * mask.unsqueeze(-1)
         return TextEmbeddings(states, mask, self.text_len - ids.shape[1])
 
     def hidden_states(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
