@@ -59,7 +59,7 @@ class LatentCache:
         self.folder, self.shape, self.objects = folder, shape, objects
         self.latents: list[torch.Tensor] = []
         self.scenes: list[list[dict[str, Any]]] = []
-        self.shares = np.zeros(0)
+        self.weights = np.zeros(0)
         self.refresh()
 
     def refresh(self) -> None:
@@ -68,15 +68,16 @@ class LatentCache:
             state = torch.load(path, weights_only=True)
             self.latents.append(state["latents"])
             self.scenes.append(state["scenes"])
-        weights = np.array([SPINNING if _spins(scene) else 1.0 for shard in self.scenes for scene in shard])
-        self.shares = weights / weights.sum()
+            weights = [SPINNING if _spins(scene) else 1.0 for scene in state["scenes"]]
+            self.weights = np.append(self.weights, weights)
 
     def __len__(self) -> int:
         return len(self.latents) * SHARD_CLIPS
 
     def batch(self, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, list[Scene]]:
         """`size` random clips: latents [size, z, t, h, w] fp32, and their scenes."""
-        picks = [divmod(int(i), SHARD_CLIPS) for i in rng.choice(len(self), size, p=self.shares)]
+        shares = self.weights / self.weights.sum()
+        picks = [divmod(int(i), SHARD_CLIPS) for i in rng.choice(len(self), size, p=shares)]
         latents = torch.stack([self.latents[shard][index].float() for shard, index in picks])
         return latents, [scene_from_dict(self.scenes[shard][index]) for shard, index in picks]
 
