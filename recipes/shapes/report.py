@@ -153,12 +153,12 @@ def outside_table(executor: ProcessPoolExecutor) -> list[str]:
     return markdown("outside the vocabulary", ("what is seen",), rows)
 
 
-def cells_of(count: int) -> list[Cell]:
-    """Everything that is measured, what matters most first."""
+def cells_of(count: int, others: int) -> list[Cell]:
+    """Everything that is measured, what matters most first: the main table with `count` clips a row."""
     main = [Cell("unseen", count), Cell("two objects", count), Cell("seen", max(1, count // 2))]
-    grid = [Cell(count=count, steps=steps, guidance=guidance) for steps in STEPS for guidance in GUIDANCE]
-    seeds = [Cell(count=count, seed=seed) for seed in range(SEEDS)]
-    sizes = [Cell(count=count, size=size, frames=frames) for size, frames in SIZES]
+    grid = [Cell(count=others, steps=steps, guidance=guidance) for steps in STEPS for guidance in GUIDANCE]
+    seeds = [Cell(count=others, seed=seed) for seed in range(SEEDS)]
+    sizes = [Cell(count=others, size=size, frames=frames) for size, frames in SIZES]
     return list(dict.fromkeys([*main, *sizes, *seeds, *grid]))
 
 
@@ -175,15 +175,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="shapes-t2v")
     parser.add_argument("--prompts", type=int, default=200, help="clips a row (half as many of seen combinations)")
+    parser.add_argument("--others", type=int, help="clips a row of the tables after the first: as many by default")
     parser.add_argument("--work", type=Path, default=Path(".work/evaluate"), help="where verdicts are kept")
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     parser.add_argument("--sheet", type=Path, default=Path("docs/images/shapes-t2v.png"))
     parser.add_argument("--main", action="store_true", help="the first table alone; print it, write nothing")
     options = parser.parse_args()
-    count = options.prompts
+    count, others = options.prompts, options.prompts if options.others is None else options.others
     folder = options.work / digest(options.model)
     with pool(options.model) as executor:
-        measured = dict(measure(executor, cells_of(count)[: 3 if options.main else None], folder))
+        measured = dict(measure(executor, cells_of(count, others)[: 3 if options.main else None], folder))
         lines = main_table(measured, count)
         if options.main:
             print("\n".join(lines))
@@ -202,9 +203,9 @@ def main() -> None:
         f"The VAE reconstructs unseen clips at {vae_psnr(options.model):.1f} dB. From process start to finished MP4: "
         f"{seconds_to_file(options.model):.1f} s on {torch.get_num_threads()} CPU cores.",
         "",
-        f"Other sizes and lengths, seeds, steps and guidance, {count} clips a row:",
+        f"Other sizes and lengths, seeds, steps and guidance, {others} clips a row:",
     ]
-    for table in (size_table(measured, count), seed_table(measured, count), grid_table(measured, count), outside):
+    for table in (size_table(measured, others), seed_table(measured, others), grid_table(measured, others), outside):
         lines += ["", *table]
     write_readme(options.readme, lines)
     print("\n".join(lines))
