@@ -116,7 +116,7 @@ FULL = Setup(
         Ingredient(ClipShape(10, 9, 192), 4, 0.01, 0.03, objects=2),
     ),
     judged=ClipShape(8, 25, 128),
-    steps=5500,
+    steps=2500,
     lr=1.5e-3,
 )
 """One and two objects at every size and length that the model is for, from the averaged weights of `PAIRS`."""
