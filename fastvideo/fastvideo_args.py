@@ -25,7 +25,7 @@ DEGREES = ("tp_size", "sp_size", "ulysses_size", "ring_size", "cfg_size")
 HOMES = ("device", "host", "disk")
 """Where the weights of a component may be while no stage uses it."""
 
-_BACKEND_OF = {
+BACKEND_OF = {
     "VSA_sparsity": "VIDEO_SPARSE_ATTN",
     "STA_window": "SLIDING_TILE_ATTN",
     "STA_tile_size": "SLIDING_TILE_ATTN",
@@ -248,7 +248,7 @@ class FastVideoArgs(Assignable):
             ValueError: one that cannot be, or that the backend asked for would ignore.
         """
         backend = self.resolved_attention_backend()
-        for name, owner in _BACKEND_OF.items():
+        for name, owner in BACKEND_OF.items():
             value = getattr(self, name)
             require(not value or backend.upper() == owner, name, value,
                     f"does nothing with attention_backend={backend!r}", f"set attention_backend={owner!r}")  # fmt: skip

@@ -15,7 +15,7 @@ from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.registry import ModelEntry
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.configs.sample.speed import CACHES, OF_GUIDANCE, SPEED, given
-from fastvideo.fastvideo_args import FastVideoArgs
+from fastvideo.fastvideo_args import BACKEND_OF, FastVideoArgs
 from fastvideo.logger import init_logger
 from fastvideo.models.loader.repo import Repo
 from fastvideo.models.loader.weights import weight_hashes
@@ -32,6 +32,9 @@ SHIPPED = Path(fastvideo.__file__).parent / "assets" / "tuned"
 """What was measured for models in the package."""
 MEASURED_AT = ("num_inference_steps", "guidance_scale", "height", "width", "num_frames")
 """What a measurement depends on beside the model."""
+
+OF_LOADING = ("precision", "quantization", "attention_backend", *BACKEND_OF, "pipeline_config")
+"""Options of the engine that a quality leaves alone when they are given."""
 
 Tuned = dict[str, Any]
 """One file: see `fastvideo/entrypoints/tune/run.py`, which writes it."""
@@ -101,8 +104,8 @@ def machine_of(platform: Platform) -> str:
 def loaded_for(
     repo: Repo, args: FastVideoArgs, config: PipelineConfig, explicit: Collection[str]
 ) -> tuple[FastVideoArgs, PipelineConfig, Loaded]:
-    """`args` and `config` with the precision and the quantization that were measured to be the quickest for
-    `args.quality`, in its error budget; as they are, saying why, where there are none. What is `explicit` is kept.
+    """`args` and `config` with the precision, the quantization and the attention that were measured to be the quickest
+    for `args.quality`, in its error budget; as they are, saying why, where there are none. What is `explicit` is kept.
 
     Raises:
         ValueError: nobody measured the model, or nothing keeps to the budget on it.
@@ -111,7 +114,7 @@ def loaded_for(
     if quality == "exact":
         return args, config, EXACT
     if args.num_gpus > 1:
-        logger.info("quality=%r: the precision stays as it is: it was measured on one device", quality)
+        logger.info("quality=%r: the model is loaded as it is: it was measured on one device", quality)
         return args, config, Loaded(quality)
     tuned = find_tuned(weight_hashes(repo))
     level = level_of(tuned, quality, args.model)
@@ -130,7 +133,7 @@ def loaded_for(
     if reason is not None or loading is None:
         require(bool(level["fields"]), "quality", quality, f"is a precision alone on {args.model}, and {reason}",
                 "use quality='exact'")  # fmt: skip
-        logger.info("quality=%r: the precision stays as it is: %s", quality, reason)
+        logger.info("quality=%r: the model is loaded as it is: %s", quality, reason)
         return args, config, Loaded(quality)
     logger.info("quality=%r: %s, a step %.2f times as fast", quality, in_words(options), loading["times_as_fast"])
     return picked, changed, Loaded(quality, options, tuple(loading["keeps"]))
@@ -141,7 +144,8 @@ def _why_as_it_is(
     explicit: Collection[str],
 ) -> str | None:  # fmt: skip
     """Why the precision that was measured is not taken; None when it may be."""
-    given = [name for name in ("precision", "quantization", "pipeline_config") if name in explicit]
+    given = [name for name in OF_LOADING if name in explicit]
+    given += ["FASTVIDEO_ATTENTION_BACKEND"] if envs.attention_backend() else []
     machine, now, then = machine_of(current_platform(args.device)), config.to_dict(), tuned["pipeline_config"]
     if given or args.weight_paths:
         return f"{', '.join(given or args.weight_paths)} is given"

@@ -138,6 +138,7 @@ def test_a_quality_picks_the_precision_that_was_measured_here(
          "none was measured; run fastvideo tune"),
         (WITH_PRECISION, ("precision",), {"precision": "fp32"}, "precision is given"),
         (WITH_PRECISION, ("quantization",), {"quantization": "int8"}, "quantization is given"),
+        (WITH_PRECISION, ("attention_backend",), {"attention_backend": "VMOBA_ATTN"}, "attention_backend is given"),
         ({**WITH_PRECISION, "pipeline_config": other}, (), {}, "it was measured against another one"),
         (WITH_PRECISION, ("lora_path",), {"lora_path": "a.safetensors"}, "does not go with quantization="),
         (WITH_PRECISION, ("num_gpus",), {"num_gpus": 2}, "it was measured on one device"),
@@ -146,7 +147,7 @@ def test_a_quality_picks_the_precision_that_was_measured_here(
         args, _, found = loaded(wan_repo, tuned, *explicit, **options)
         assert found == Loaded("fast")
         assert (args.precision, args.quantization) == (options.get("precision", "auto"), options.get("quantization"))
-        assert "quality='fast': the precision stays as it is: " in caplog.text
+        assert "quality='fast': the model is loaded as it is: " in caplog.text
         assert reason in caplog.text
     # and a level that is nothing but the precision is refused without it
     alone = {**WITH_PRECISION, "machine": "a toaster", "levels": {"fast": {**level, "fields": {}}}}

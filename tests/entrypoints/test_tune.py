@@ -185,37 +185,46 @@ def test_what_is_not_quicker_is_measured_alone_and_on_few_clips() -> None:
             seen.append((self.name, str(fields.get("cache", "")), len(clips)))
             return Point(fields=fields, psnr=(self.value,) * len(clips), saved=0.0, step=self.step)
 
-    speed = {"bf16": (0.7, 50.0), "int8": (0.8, 55.0), "int8_dynamic": (0.5, 45.0), "fp8": (0.1, 20.0)}
+    speed = {"bf16": (0.7, 50.0), "int8": (0.8, 55.0), "int8_dynamic": (0.5, 45.0), "fp8": (0.1, 20.0),
+             0.5: (0.4, 40.0), 0.8: (0.3, 20.0)}  # fmt: skip
 
-    def load(given: dict[str, str]) -> Bench:
-        name = given.get("quantization", given["precision"])
+    def load(given: dict[str, Any]) -> Bench:
+        name = given.get("VSA_sparsity", given.get("quantization", given["precision"]))
         assert given["precision"] == "bf16"  # the quicker of the two
-        return Timed(name, *speed[name])
+        assert (
+            "VSA_sparsity" not in given or given["quantization"] == "int8_dynamic"
+        )  # the quickest that is near enough
+        return Timed(str(name), *speed[name])
 
-    def why_not(given: dict[str, str]) -> str | None:
+    def why_not(given: dict[str, Any]) -> str | None:
         return None if given.get("quantization", "bf16") in speed else "does not run here"
 
     clips = [Clip(CAT, seed, torch.zeros(1), 1.0) for seed in range(3)]
     chosen = {"fast": point(0.5, 60.0, cache="fbcache")}
     found = loadings.search_loadings(load, why_not, clips, chosen, own=1.0)
-    assert [in_words(one.options) for one in found][::3] == ["precision='bf16'", "precision='bf16', quantization='fp8'"]
+    assert [in_words(one.options) for one in found[::3]] == ["precision='bf16'", "precision='bf16', quantization='fp8'"]
     alone = [name for name, cache, _ in seen if not cache]
-    assert alone == ["bf16", "bf16", "int8", "int8_dynamic", "int8_dynamic", "fp8"]
-    assert [(name, count) for name, cache, count in seen if cache] == [("bf16", 3), ("int8_dynamic", 3)]
-    # int8 is no quicker than whole weights in bf16, and fp8 too far away
-    assert [sorted(one.levels) for one in found] == [["fast", "high"], [], ["fast", "high"], []]
+    assert alone == ["bf16", "bf16", "int8", "int8_dynamic", "int8_dynamic", "fp8", "0.5", "0.5", "0.8"]
+    assert [(name, count) for name, cache, count in seen if cache] == [("bf16", 3), ("int8_dynamic", 3), ("0.5", 3)]
+    # int8 is no quicker than whole weights in bf16, and fp8 too far away, as is a fifth of the keys
+    assert [sorted(one.levels) for one in found] == [["fast", "high"], [], ["fast", "high"], [], ["fast", "high"], []]
     assert found[2].times == 2.0
+    assert found[4].options == {"precision": "bf16", "quantization": "int8_dynamic", **loadings.SPARSE[0]}
 
 
 def test_the_command(
-    wan_repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    wan_repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO", "fastvideo")
     monkeypatch.setenv("FASTVIDEO_CACHE_ROOT", str(tmp_path))
     monkeypatch.setattr(search, "CACHES", {"fbcache": (1e-6, 0.3), "magcache": (0.5,)})
     monkeypatch.setattr(search, "GUIDANCE", ({"cfg_gate_step": 0.5}, {"guidance_interval": (0.5, 1.0)}))
     monkeypatch.setattr(search, "BUDGETS", {"high": 10.0, "fast": 5.0})
     monkeypatch.setattr(loadings, "BUDGETS", {"high": 10.0, "fast": 5.0})
     monkeypatch.setattr(loadings, "METHODS", ("int8_dynamic",))
+    monkeypatch.setattr(loadings, "SPARSE", ({"attention_backend": "VIDEO_SPARSE_ATTN", "VSA_sparsity": 0.5},
+                                             {"attention_backend": "SAGE_ATTN"}))  # fmt: skip
     monkeypatch.setattr(loadings, "QUICKER", 100.0)  # a model this small is quicker in nothing
     flags = "--size 32x32 --frames 5 --steps 6 --guidance 4 --clips 1 --held-out 2 --device cpu"
     assert main(["tune", str(wan_repo), *flags.split()]) == 0
@@ -236,13 +245,18 @@ def test_the_command(
     assert "high, on 2 other clips" in out
     assert len(list((tmp_path / "tuned").glob("*.png"))) == 1
     # the precision goes with the level: it is the quicker one, and the two together keep to the budget
-    assert [one["options"] for one in tuned["loadings"]] == [{"quantization": "int8_dynamic"}]  # in bf16, its own
-    assert tuned["loadings"][0]["levels"]["high"]["lowest"] >= 15
+    sparse = {"quantization": "int8_dynamic", "attention_backend": "VIDEO_SPARSE_ATTN", "VSA_sparsity": 0.5}
+    assert [one["options"] for one in tuned["loadings"]] == [
+        {"quantization": "int8_dynamic"},
+        sparse,
+    ]  # in bf16, its own
+    assert all(one["levels"]["high"]["lowest"] >= 15 for one in tuned["loadings"])
+    assert "quantization='int8_dynamic', attention_backend='SAGE_ATTN' is not measured: " in caplog.text
     assert tuned["machine"] == machine_of(current_platform("cpu"))
     loading = high["loading"]
-    assert loading["options"] == {"quantization": "int8_dynamic"}
+    assert loading["options"] in ({"quantization": "int8_dynamic"}, sparse)  # whichever was the quicker
     assert loading["held_out"]["clips"] == 2
-    assert re.search(r"quantization='int8_dynamic' .* high, fast", out)
+    assert re.search(r"quantization='int8_dynamic'.* high, fast", out)
     with VideoGenerator.from_pretrained(wan_repo, device="cpu", quality="high") as generator:
         assert generator.args.quantization == "int8_dynamic"
     with VideoGenerator.from_pretrained(wan_repo, device="cpu", precision="fp32") as generator:

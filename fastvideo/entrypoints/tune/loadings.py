@@ -1,4 +1,5 @@
-"""Other precisions of a model: how far its clips are then from the exact ones, and how much sooner they are there."""
+"""Other precisions and sparse attention of a model: how far its clips are then from the exact ones, and how much sooner
+they are there."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from fastvideo.logger import init_logger
 logger = init_logger(__name__)
 
 Options = dict[str, Any]
-"""Of the engine: precision and quantization."""
+"""Of the engine: precision, quantization and attention."""
 Load = Callable[[Options], Bench]
 WhyNot = Callable[[Options], str | None]
 """Why the model cannot be loaded with some options here; None when it can."""
 
 METHODS = tuple(QUANTIZATIONS)
+SPARSE = tuple({"attention_backend": "VIDEO_SPARSE_ATTN", "VSA_sparsity": share} for share in (0.5, 0.8))
+"""Attention that leaves keys out, as a model can that was not trained with it."""
 QUICKER = 0.95
 """Of the seconds of a step: what saves less than that is not worth another picture."""
 FEW = 2
@@ -61,7 +64,8 @@ def told(point: Point) -> dict[str, Any]:
 def search_loadings(
     load: Load, why_not: WhyNot, clips: Sequence[Clip], chosen: Mapping[str, Point], own: float
 ) -> list[Loading]:
-    """bf16, and each way to quantize in the quicker of it and the model's own precision, one model at a time.
+    """bf16; each way to quantize in the quicker of it and the model's own precision; and sparse attention with the
+    quickest of all these. One model is loaded at a time.
 
     Args:
         load: gives a bench with other options than the model's own.
@@ -86,6 +90,9 @@ def search_loadings(
     base = bf16 if bf16 is not None and bf16.levels else None
     for method in tqdm(METHODS, desc="quantizations", disable=None):
         measure({**(base.options if base else {}), "quantization": method}, base.alone.step if base else own)
+    quickest = min((one for one in found if one.levels), key=lambda one: one.alone.step, default=None)
+    for sparse in tqdm(SPARSE, desc="sparse attention", disable=None):
+        measure({**(quickest.options if quickest else {}), **sparse}, quickest.alone.step if quickest else own)
     return found
 
 

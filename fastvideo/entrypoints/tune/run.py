@@ -13,7 +13,9 @@ from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.sample.base import SamplingParam
 from fastvideo.entrypoints.cli.report import table
 from fastvideo.entrypoints.metadata import QUANTIZERS, versions
+from fastvideo.distributed.groups import ONE_RANK
 from fastvideo.entrypoints.planning.choose import check
+from fastvideo.entrypoints.planning.dry import bare
 from fastvideo.entrypoints.quality import FORMAT, MEASURED_AT, file_of, in_words, machine_of
 from fastvideo.entrypoints.tune.loadings import Loading, Options, loading_rows, pick, search_loadings, together
 from fastvideo.entrypoints.tune.measure import Bench, Clip, Point, Recorder
@@ -22,6 +24,7 @@ from fastvideo.entrypoints.tune.prompts import prompts_for
 from fastvideo.entrypoints.tune.search import BUDGETS, MARGIN, choose, search
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
+from fastvideo.models.loader.attention import choose_attention
 from fastvideo.models.loader.repo import Repo, resolve_repo
 from fastvideo.models.loader.weights import weight_hashes
 from fastvideo.pipelines.composed_pipeline_base import ComposedPipelineBase
@@ -91,14 +94,17 @@ class Loader:
         return Bench(pipeline.from_repo(self.repo, args, config), self.sampling)
 
     def why_not(self, options: Options) -> str | None:
-        """Why it cannot be loaded so here, or would be as quick; None when it can."""
+        """Why it cannot be loaded so here, or would be the same; None when it can."""
         args, config = self._with(options)
         platform = current_platform(args.device)
-        if config.dit_precision == self.config.dit_precision and args.quantization is None:
+        same_attention = args.attention_backend == self.args.attention_backend
+        if config.dit_precision == self.config.dit_precision and args.quantization is None and same_attention:
             return "the transformer computes in it already"
         try:
-            platform.dtype(config.dit_precision)
+            dtype = platform.dtype(config.dit_precision)
             check(self.repo, config, args, platform.device_type)
+            for model, arch in (bare(source, config) for source in self.repo.components.values() if source.has_weights):
+                choose_attention(model, arch, dtype, args, platform, ONE_RANK)
         except ValueError as error:
             return str(error)
         return None
@@ -159,7 +165,7 @@ class Found:
 
 
 def search_all(load: Loader, prompts: Sequence[str], count: int) -> Found:
-    """The fields that save block runs, in the model's own precision; then the precisions, alone and with the fields."""
+    """The fields that save block runs, in the model's own precision; then other loadings, alone and with the fields."""
     found = search_fields(load({}), prompts, count)  # whose model is gone when the next one is loaded
     found.loadings = search_loadings(load, load.why_not, found.clips, found.chosen, found.step)
     found.picked = pick(found.loadings, found.chosen, found.step)
