@@ -95,8 +95,8 @@ class FastVideoArgs(Assignable):
     """The same, of the text encoder's."""
     quality: str = "exact"
     """exact; or high or fast: requests that do not say otherwise have that quality, and of what is not given it picks
-    precision and quantization, where `fastvideo tune` measured on this machine that this is quicker and keeps to the
-    level's error budget."""
+    precision, quantization and attention, where `fastvideo tune` measured on this machine that this is quicker and
+    keeps to the level's error budget."""
     transformer_path: str | None = None
     """A GGUF file with the weights of the diffusion transformer, in place of the repo's."""
     transformer_2_path: str | None = None

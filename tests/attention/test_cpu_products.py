@@ -10,7 +10,8 @@ from fastvideo.attention.backends import cpu_products
 from fastvideo.attention.backends.sdpa import SDPABackend
 
 has_products = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no products in bf16"
+    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    reason="this CPU has no products in bf16",
 )
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -84,6 +85,21 @@ def test_nan_is_handed_on() -> None:
     q[0, 3, 1, 5] = float("nan")
     made = cpu_products.attend(q, k, v)
     assert made[0, 3, 1].isnan().all() and made[:, :, 0].isfinite().all()
+
+
+@has_products
+def test_compiled_code_calls_it() -> None:
+    q, k, v = tensors(520, 600, 2, 64)
+    torch.library.opcheck(cpu_products.attend, (q, k, v, 0.1))
+    calls: list[str] = []
+
+    def graph(module: torch.fx.GraphModule, inputs: object) -> object:
+        calls.extend(str(node.target) for node in module.graph.nodes if node.op == "call_function")
+        return module.forward
+
+    compiled = torch.compile(SDPABackend().__call__, backend=graph, fullgraph=True)
+    assert torch.equal(compiled(q, k, v), SDPABackend()(q, k, v))
+    assert calls == ["fastvideo.attend_by_products.default"]
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,12 @@ def pays(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
         and q.dtype == torch.bfloat16
         and HEAD_DIMS[0] <= q.shape[-1] <= HEAD_DIMS[1]
         and min(q.shape[1], k.shape[1]) >= LEAST_KEYS
-        and not torch.compiler.is_compiling()
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
         and _here()
     )
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _here() -> bool:
     """Whether this CPU has products in bf16, but no AMX, with which the fused kernel is quick."""
     return (
@@ -44,13 +44,19 @@ def _here() -> bool:
     )
 
 
+@torch.library.custom_op("fastvideo::attend_by_products", mutates_args=())
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None) -> torch.Tensor:
-    """softmax(q k^T * scale) v, [B, L, heads, D] in bf16."""
+    """softmax(q k^T * scale) v, [B, L, heads, D] in bf16; compiled code calls it as it is."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     out = torch.empty(q.shape, dtype=q.dtype)
     for b, h in product(range(q.shape[0]), range(q.shape[2])):
         _head(q[b, :, h], k[b, :, h], v[b, :, h], scale, out[b, :, h])
     return out
+
+
+@attend.register_fake
+def _like_queries(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
 
 def _head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, out: torch.Tensor) -> None:

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from fastvideo.configs.pipelines.base import PipelineConfig
 from fastvideo.configs.sample.base import SamplingParam
+from fastvideo.distributed.groups import ONE_RANK
 from fastvideo.entrypoints.cli.report import table
 from fastvideo.entrypoints.metadata import QUANTIZERS, versions
-from fastvideo.distributed.groups import ONE_RANK
 from fastvideo.entrypoints.planning.choose import check
 from fastvideo.entrypoints.planning.dry import bare
 from fastvideo.entrypoints.quality import FORMAT, MEASURED_AT, file_of, in_words, machine_of
