@@ -14,7 +14,7 @@ from fastvideo.configs.registry import SHIPPED_MODEL
 from fastvideo.entrypoints.bench.cases import find
 from fastvideo.entrypoints.bench.peers import Run, find_peers
 from fastvideo.entrypoints.bench.random_repo import write_repo
-from fastvideo.entrypoints.bench.records import COMPILED, EAGER, OURS, Case, Result, Settings
+from fastvideo.entrypoints.bench.records import COMPILING, EAGER, OURS, Case, Result, Settings
 from fastvideo.entrypoints.bench.wan import KINDS, Inputs, load_repo
 from fastvideo.entrypoints.verify import BF16_NOISE, FP32_BOUND, largest_difference, root_mean_square
 from fastvideo.models.loader.checkpoint import read_header
@@ -64,7 +64,7 @@ def measure_component(name: str, settings: Settings, work: Path) -> Result:
     for peer in settings.peers:
         runs[peer] = peers[peer].load(repo, kind, settings.precision, settings.device)
         first, outputs[peer] = timed(partial(runs[peer], inputs), platform)
-        if peer == COMPILED:
+        if peer in COMPILING:
             second, outputs[peer] = timed(partial(runs[peer], inputs), platform)
             result.compile_seconds[peer] = max(0.0, first - second)
     compare(outputs, exact, result)
@@ -180,13 +180,13 @@ def measure_peak(name: str, settings: Settings, work: Path, peer: str) -> Result
     # what is imported with the first model is no memory of this one
     small = component_repo(case, dataclasses.replace(settings, tiny=True), work)
     loader.load(small, kind, settings.precision, settings.device)
-    if peer == COMPILED:
+    if peer in COMPILING:
         torch.compile(torch.nn.functional.silu)(torch.ones(8, device=platform.device))
     repo, inputs = component_repo(case, settings, work), inputs_of(case, settings)
     gc.collect()
     before = process_memory("VmRSS")
     run = loader.load(repo, kind, settings.precision, settings.device)
-    if peer == COMPILED:
+    if peer in COMPILING:
         run(inputs)
     return _with_peak(partial(run, inputs), Result(case=name), peer, before, platform)
 

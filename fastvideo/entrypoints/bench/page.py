@@ -10,7 +10,7 @@ from typing import Any
 
 from fastvideo import __version__
 from fastvideo.entrypoints.bench.bars import bar_rows
-from fastvideo.entrypoints.bench.records import COMPILED, OURS, Ratio, Result, Settings
+from fastvideo.entrypoints.bench.records import COMPILING, OURS, OURS_COMPILED, Ratio, Result, Settings
 from fastvideo.utils import processor
 
 BARS_TEXT = """\
@@ -26,6 +26,7 @@ NOTES = """\
   ours is. In brackets is its 95% confidence interval, a bootstrap over rounds.
 - The weights are random, the same for all, read from the same files by each one's own loader; `generate` runs the
   model in the package, in fp32, which is its own precision.
+- `ours` is this package as it is; `ours compiled` is it with `enable_torch_compile`, which is for the transformer.
 - `eager` is the reference as it is, `diffusers` and `transformers`. `compiled` is the same under `torch.compile`, in
   its default mode and for fixed shapes: the whole transformer, the whole text encoder, and of the VAE what runs for
   each latent frame. Compiling starts from an empty cache.
@@ -87,20 +88,21 @@ def tables(results: Sequence[Result], settings: Settings, facts: dict[str, Any])
 def speed_rows(results: Sequence[Result], settings: Settings) -> list[Sequence[str]]:
     """A row for each case that was timed."""
     peers = settings.peers
-    others = [peer for peer in peers if peer != OURS]
+    others = [peer for peer in peers if peer not in (OURS, OURS_COMPILED)]
+    compiling = [peer for peer in peers if peer in COMPILING]
     heading = (
         "case", "what", *(f"{peer}, s" for peer in peers), *(f"against {peer}" for peer in others), "TFLOP/s of ours",
-        "share of peak", *(["to compile, s"] if COMPILED in peers else []),
+        "share of peak", *(f"to compile, {peer}, s" for peer in compiling),
     )  # fmt: skip
     rows: list[Sequence[str]] = [heading]
     for result in results:
         timed = OURS in result.seconds
         ratios = (ratio_text(result.ratio(peer)) if timed and peer in result.seconds else "-" for peer in others)
-        compiling = [shown(result.compile_seconds.get(COMPILED), "{:.0f}".format)] if COMPILED in peers else []
+        first = (shown(result.compile_seconds.get(peer), "{:.0f}".format) for peer in compiling)
         rows.append((
             f"`{result.case}`", result.about + (" (FAILED)" if result.failures else ""),
             *(shown(result.seconds.get(peer), seconds_text) for peer in peers), *ratios,
-            shown(result.rate, lambda rate: f"{rate / 1e12:.3g}"), shown(result.share, "{:.0%}".format), *compiling,
+            shown(result.rate, lambda rate: f"{rate / 1e12:.3g}"), shown(result.share, "{:.0%}".format), *first,
         ))  # fmt: skip
     return rows
 

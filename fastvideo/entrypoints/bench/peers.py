@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from fastvideo.configs.pipelines.base import PipelineConfig
-from fastvideo.entrypoints.bench.records import COMPILED, EAGER, OURS
+from fastvideo.entrypoints.bench.records import COMPILED, EAGER, OURS, OURS_COMPILED
 from fastvideo.entrypoints.bench.wan import Inputs, Kind
 from fastvideo.entrypoints.reference import check_packages, load_reference, quiet
 from fastvideo.fastvideo_args import FastVideoArgs
@@ -47,16 +47,18 @@ class Peer(Protocol):
 
 
 class Ours:
-    """This package, as its own loader sets it up."""
+    """This package, as its own loader sets it up; with `compiled`, under `enable_torch_compile`."""
 
-    name = OURS
+    def __init__(self, name: str = OURS, compiled: bool = False) -> None:
+        self.name = name
+        self.compiled = compiled
 
     def why_not(self, device: str) -> str | None:
         return None
 
     def load(self, repo: Path, kind: Kind, precision: str, device: str) -> Run:
         source = resolve_repo(repo)
-        args = FastVideoArgs.from_kwargs(repo, device=device, precision=precision)
+        args = FastVideoArgs.from_kwargs(repo, device=device, precision=precision, enable_torch_compile=self.compiled)
         config = PipelineConfig().with_precision(precision)
         model = load_components(source, tuple(source.components), args, config, progress=False)[kind.component]
         return lambda inputs: kind.ours(model, inputs)
@@ -87,6 +89,7 @@ class Reference:
 
 def find_peers() -> dict[str, Peer]:
     """All by name, in the order of the columns; those of other packages last."""
-    peers: list[Peer] = [Ours(), Reference(EAGER, compiled=False), Reference(COMPILED, compiled=True)]
+    peers: list[Peer] = [Ours(), Ours(OURS_COMPILED, compiled=True)]
+    peers += [Reference(EAGER, compiled=False), Reference(COMPILED, compiled=True)]
     peers += [resolve(point.value)() for point in entry_points(group=ENTRY_POINTS)]
     return {peer.name: peer for peer in peers}

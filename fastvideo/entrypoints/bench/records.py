@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-OURS, EAGER, COMPILED = "ours", "eager", "compiled"
+OURS, OURS_COMPILED, EAGER, COMPILED = "ours", "ours compiled", "eager", "compiled"
+COMPILING = (OURS_COMPILED, COMPILED)
+"""Peers whose first run compiles."""
 RESAMPLES = 2000
 
 
@@ -63,10 +65,15 @@ class Settings:
     """Of each process; None leaves it to PyTorch."""
     tiny: bool = False
     full: bool = False
-    peers: tuple[str, ...] = (OURS, EAGER, COMPILED)
+    peers: tuple[str, ...] = (OURS, OURS_COMPILED, EAGER, COMPILED)
     """What runs a component, in the order of the columns."""
     profile: str | None = None
     """Folder for profiles."""
+
+    def of(self, case: Case) -> "Settings":
+        """These, without the peers that `case` is not for: of ours, the transformer alone is compiled."""
+        peers = (peer for peer in self.peers if peer != OURS_COMPILED or case.kind == "dit")
+        return dataclasses.replace(self, peers=tuple(peers))
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from fastvideo.entrypoints.bench.cases import select
 from fastvideo.entrypoints.bench.page import page, tables
 from fastvideo.entrypoints.bench.programs import Machine, ask, machine, measure_program
-from fastvideo.entrypoints.bench.records import COMPILED, EAGER, OURS, Case, Result, Settings
+from fastvideo.entrypoints.bench.records import COMPILING, EAGER, OURS, Case, Result, Settings
 from fastvideo.logger import init_logger
 from fastvideo.utils import atomic_path, require
 
@@ -86,7 +86,7 @@ def with_peers(settings: Settings, facts: dict[str, Any], *, compiled: bool) -> 
     for name in (OURS, EAGER):
         if refused[name]:
             raise ValueError(f"{name}: {refused[name]}")
-    peers = tuple(name for name, reason in refused.items() if reason is None and (compiled or name != COMPILED))
+    peers = tuple(name for name, reason in refused.items() if reason is None and (compiled or name not in COMPILING))
     return dataclasses.replace(settings, device=facts["device"], peers=peers)
 
 
@@ -98,6 +98,7 @@ def measure(case: Case, settings: Settings, where: Machine) -> Result:
             return measure_program(case, settings, where)
         if case.kind == "load":
             return measure_load(case, settings, where)
+        settings = settings.of(case)
         result = Result(**ask(where, settings, task="time", case=case.name))
         for peer in settings.peers:
             merge_peaks(result, Result(**ask(where, settings, task="peak", case=case.name, peer=peer)))

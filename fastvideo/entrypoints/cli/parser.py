@@ -310,7 +310,7 @@ def bench_flags(parser: Parser) -> None:
     for name, text in (
         ("--tiny", "sizes for tests: the numbers mean nothing"),
         ("--full", "all layers; on CUDA also whole models at their own size"),
-        ("--no-compile", "leave out the compiled reference"),
+        ("--no-compile", "leave out what is compiled, ours and the reference"),
     ):
         parser.add_argument(name, action="store_true", help=text)
     for name, metavar, text in (
