@@ -94,7 +94,12 @@ class WanSelfAttention(nn.Module):
 
 
 class WanCrossAttention(nn.Module):
-    """Attention from the video tokens to the text and, separately, to the images that the model is shown."""
+    """Attention from the video tokens to the text and, separately, to the images that the model is shown.
+
+    Keys and values of the text are made anew at each step. With the padding left out they are 0.01% of a block's work
+    at 832x480 and 81 frames, and 0.8% in the model of the package; kept, they would be a second state of every block
+    that LoRA, offloading and clips that run together would have to mind.
+    """
 
     def __init__(self, dim: int, num_heads: int, eps: float, images: bool) -> None:
         super().__init__()
