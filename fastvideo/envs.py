@@ -56,9 +56,11 @@ def cache_root() -> Path:
     return Path(os.environ.get("FASTVIDEO_CACHE_ROOT") or "~/.cache/fastvideo").expanduser()
 
 
-def keep_compiled_code() -> None:
-    """Let the compiler keep its code in our cache folder, unless the user said where: its own is emptied at reboot."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
+def keep_compiled_code(own: str) -> None:
+    """Let the compiler keep its code in our cache folder, unless the user said where. Its `own`, which is emptied at
+    reboot, counts as not said: importing the compiler, as other libraries do, puts it into the environment."""
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, "", own):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_root() / "compiled")
 
 
 @dataclass(frozen=True)

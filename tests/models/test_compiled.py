@@ -1,6 +1,10 @@
 """Compiled blocks: one graph each, and none again for another step or a longer prompt."""
 
 import gc
+import json
+import os
+import subprocess
+import sys
 import weakref
 from collections.abc import Collection
 from pathlib import Path
@@ -162,3 +166,31 @@ def test_a_generator_compiles_for_its_first_step_alone(wan_repo: Path) -> None:
     assert len(lengths) > 3
     assert graphs["unique_graphs"] == compiled == 1
     torch.compiler.reset()
+
+
+COMPILE = """
+import json, sys
+from torch._dynamo.utils import counters  # a program may import the compiler before us
+from fastvideo import VideoGenerator
+with VideoGenerator.from_pretrained(sys.argv[1], device="cpu", precision="fp32", enable_torch_compile=True) as made:
+    made.generate_video("a red circle", height=32, width=48, num_frames=5, num_inference_steps=1, save_video=False)
+print(json.dumps({**counters["inductor"], "graphs": counters["stats"]["unique_graphs"]}))
+"""
+
+
+@pytest.mark.slow
+def test_the_next_program_starts_with_the_code_of_the_last(wan_repo: Path, tmp_path: Path) -> None:
+    """Two processes, one after the other, with one cache folder: the second compiles nothing that the first did."""
+    environment = {**os.environ, "FASTVIDEO_CACHE_ROOT": str(tmp_path)}
+    for name in [name for name in environment if name.startswith("TORCHINDUCTOR_")]:
+        del environment[name]
+    counted = []
+    for _ in range(2):
+        command = [sys.executable, "-c", COMPILE, str(wan_repo)]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        counted.append(json.loads(done.stdout.splitlines()[-1]))
+    first, second = counted
+    assert first["graphs"] == second["graphs"] == 1
+    assert (first.get("fxgraph_cache_hit", 0), first["fxgraph_cache_miss"]) == (0, 1)
+    assert (second["fxgraph_cache_hit"], second.get("fxgraph_cache_miss", 0)) == (1, 0)
+    assert (tmp_path / "compiled" / "fxgraph").is_dir()

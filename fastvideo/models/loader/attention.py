@@ -11,7 +11,7 @@ from fastvideo.distributed.groups import Groups
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.models.dits.base import BaseDiT
 from fastvideo.platforms import Platform
-from fastvideo.utils import require
+from fastvideo.utils import require, resolve
 
 
 def choose_attention(
@@ -53,5 +53,6 @@ def compile_blocks(model: nn.Module, args: FastVideoArgs) -> None:
     for layer in model.modules():
         if isinstance(layer, DistributedAttention) and not layer.backend.traced:
             layer.exchange = torch.compiler.disable(layer.exchange)
-    envs.keep_compiled_code()
+    # imported on use: the compiler takes seconds
+    envs.keep_compiled_code(resolve("torch._inductor.runtime.cache_dir_utils:default_cache_dir")())
     model.compile_blocks(**(args.torch_compile_kwargs or {}))
