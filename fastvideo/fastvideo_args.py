@@ -25,6 +25,9 @@ DEGREES = ("tp_size", "sp_size", "ulysses_size", "ring_size", "cfg_size")
 HOMES = ("device", "host", "disk")
 """Where the weights of a component may be while no stage uses it."""
 
+HOST_OPTION = dict(zip(("transformer", "text_encoder", "image_encoder", "vae"), HOST_OFFLOAD, strict=True))
+"""The option that keeps a component of that kind in host memory."""
+
 BACKEND_OF = {
     "VSA_sparsity": "VIDEO_SPARSE_ATTN",
     "STA_window": "SLIDING_TILE_ATTN",
@@ -164,7 +167,12 @@ class FastVideoArgs(Assignable):
             ValueError: two that do not, why, and what to do.
         """
         config = {} if self.pipeline_config is None else self.pipeline_config.to_dict()
-        check_combinations({**self.to_dict(), **config, "device_type": device_type, "streams": streams})
+        known = {"device_type": device_type, "streams": streams, "transformer_on_disk": self._on_disk("transformer")}
+        check_combinations({**self.to_dict(), **config, **known})
+        for name in () if isinstance(self.disk_offload, bool) else self.disk_offload:
+            kept = self._kept_in_host(name)
+            require(not kept, "disk_offload", self.disk_offload, f"{kept}=True keeps {name!r} in host memory",
+                    "leave one of them out")  # fmt: skip
         sharded = self.use_fsdp_inference and self.dit_cpu_offload
         require(not (self.enable_torch_compile and sharded), "enable_torch_compile", True,
                 "has not been shown to go with shards in host memory", "leave it or dit_cpu_offload False")  # fmt: skip
@@ -184,29 +192,38 @@ class FastVideoArgs(Assignable):
 
     def home(self, component: str) -> str:
         """Where the weights of `component`, a name in `model_index.json`, are while no stage uses it: in `HOMES`."""
-        kinds = ("transformer", "text_encoder", "image_encoder", "vae")
-        in_host = {kind: getattr(self, option) for kind, option in zip(kinds, HOST_OFFLOAD, strict=True)}
-        kind = re.sub(r"_\d+$", "", component)
-        if in_host.get(kind, False):
+        if self._kept_in_host(component):
             return "host"
-        disk = self.disk_offload
-        if disk if isinstance(disk, bool) else component in disk:
+        if self._on_disk(component):
             return "disk"
-        return "host" if kind == "transformer" and self.dit_layerwise_offload else "device"
+        return "host" if _kind(component) == "transformer" and self.dit_layerwise_offload else "device"
+
+    def _kept_in_host(self, component: str) -> str:
+        """The option that keeps `component` in host memory, layer by layer apart; "" for none."""
+        option = HOST_OPTION.get(_kind(component))
+        return option if option is not None and getattr(self, option) else ""
+
+    def _on_disk(self, component: str) -> bool:
+        """Whether `disk_offload` is about `component`, unless that is kept in host memory."""
+        return self.disk_offload if isinstance(self.disk_offload, bool) else component in self.disk_offload
 
     def check_components(self, names: Collection[str]) -> None:
         """Check the options that are about components of a model that it has `names` of, all with weights.
 
         Raises:
-            ValueError: an option is about a component that the model lacks.
+            ValueError: an option is about a component that the model lacks, or would do nothing for those that it has.
         """
-        disk = self.disk_offload
+        disk, homes = self.disk_offload, {self.home(name) for name in names}
         if not isinstance(disk, bool):
             require_known(disk, names, "component in disk_offload")
-        kinds = {re.sub(r"_\d+$", "", name) for name in names}
-        for option, kind in zip(HOST_OFFLOAD, ("transformer", "text_encoder", "image_encoder", "vae"), strict=True):
+        kinds = {_kind(name) for name in names}
+        for kind, option in HOST_OPTION.items():
             require(kind in kinds or not getattr(self, option), option, True, f"the model has no {kind}",
                     "leave it False")  # fmt: skip
+        require("disk" in homes or not disk, "disk_offload", disk,
+                "does nothing: other options keep all components in host memory", "leave it False")  # fmt: skip
+        require("host" in homes or not self.pin_cpu_memory, "pin_cpu_memory", True,
+                "does nothing: the model has no component that is kept in host memory", "leave it False")  # fmt: skip
 
     def by_layer(self, component: str) -> bool:
         """Whether the weights of `component`, when they are not at home, are there a layer at a time."""
@@ -303,7 +320,8 @@ class FastVideoArgs(Assignable):
         named = isinstance(disk, list | tuple) and all(isinstance(name, str) for name in disk)
         require(isinstance(disk, bool) or named, "disk_offload", disk, "must be True, False, or names of components")
         require(self.memory in (None, "auto"), "memory", self.memory, "must be 'auto' or None")
-        host = any(getattr(self, name) for name in (*HOST_OFFLOAD, "dit_layerwise_offload"))
+        transformers = ("transformer", "transformer_2")
+        host = any(getattr(self, name) for name in HOST_OFFLOAD) or "host" in map(self.home, transformers)
         require(host or not self.pin_cpu_memory, "pin_cpu_memory", True, "does nothing without offloading to the host",
                 "set dit_cpu_offload=True or the like, or leave it False")  # fmt: skip
 
@@ -352,8 +370,15 @@ class FastVideoArgs(Assignable):
         require_bool("enable_torch_compile", self.enable_torch_compile)
         kwargs = self.torch_compile_kwargs
         require(kwargs is None or isinstance(kwargs, dict), "torch_compile_kwargs", kwargs, "must be a dict or None")
+        inner = (kwargs or {}).get("options")
+        require(inner is None or isinstance(inner, dict), "torch_compile_kwargs", kwargs, "options must be a dict")
         require(not kwargs or self.enable_torch_compile, "torch_compile_kwargs", kwargs,
                 "does nothing without enable_torch_compile", "set enable_torch_compile=True")  # fmt: skip
+
+
+def _kind(component: str) -> str:
+    """Of what kind `component`, a name in `model_index.json`, is: its name without a number."""
+    return re.sub(r"_\d+$", "", component)
 
 
 def split_strength(entry: str) -> tuple[str, float]:

@@ -78,6 +78,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("lora_nickname", "", "must be a name"),
     ("torch_compile_kwargs", {"mode": "max-autotune"}, "set enable_torch_compile=True"),
     ("torch_compile_kwargs", "max-autotune", "must be a dict"),
+    ("torch_compile_kwargs", {"options": "freezing"}, "options must be a dict"),
     ("enable_torch_compile", "yes", "must be True or False"),
     ("precision", "float16", "must be one of auto, fp32, bf16, fp16"),
     ("device", "tpu", "must be one of auto, cuda, cpu, mps"),

@@ -54,8 +54,9 @@ CONFLICTS: tuple[Conflict, ...] = (
         for name in HOST_OFFLOAD
     ),
     Conflict(
-        option="dit_layerwise_offload", other="device_type", values=("cpu", "mps"), unless="disk_offload", reason=_HERE,
-        fix="set disk_offload=True too, which keeps them on disk, or leave it False",
+        option="dit_layerwise_offload", other="device_type", values=("cpu", "mps"), unless="transformer_on_disk",
+        reason=_HERE,
+        fix="set disk_offload=True too, which keeps them on disk, or name the transformer in it, or leave it False",
     ),
     Conflict(
         option="pin_cpu_memory", other="device_type", values=("cpu", "mps"),
@@ -77,7 +78,7 @@ CONFLICTS: tuple[Conflict, ...] = (
         for name in ("image_encoder_cpu_offload", "vae_cpu_offload", "dit_layerwise_offload", "disk_offload")
     ),
     Conflict(
-        option="dit_cpu_offload", other="dit_layerwise_offload", unless="disk_offload",
+        option="dit_cpu_offload", other="dit_layerwise_offload", unless="transformer_on_disk",
         reason="that one keeps the transformer in host memory already", fix="leave one of them False",
     ),
     *(
@@ -150,7 +151,7 @@ def check_combinations(options: Mapping[str, Any]) -> None:
 
     Args:
         options: values by name: of engine and pipeline, and "device_type" and, of the model, "streams" once they are
-            known. What is left out is off.
+            known; and "transformer_on_disk", whether `disk_offload` is about the transformer. What is left out is off.
 
     Raises:
         ValueError: the first pair that does not, why, and what to do.

@@ -37,7 +37,7 @@ def test_a_row(conflict: Conflict) -> None:
 
 
 def test_rows_name_options_that_there_are() -> None:
-    fields = {*FastVideoArgs.field_names(), "device_type", "vae_tiling", "streams"}
+    fields = {*FastVideoArgs.field_names(), "device_type", "vae_tiling", "streams", "transformer_on_disk"}
     assert {name for row in CONFLICTS for name in (row.option, row.other, row.unless) if name} <= fields
 
 
@@ -56,6 +56,54 @@ def test_the_engine_asks_the_table() -> None:
     args.check_combinations("cuda")
     with pytest.raises(ValueError, match="does not go with device_type='mps'"):
         args.check_combinations("mps")
+
+
+LAYERS = {"dit_layerwise_offload": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        # on disk are others: the transformer's layers would be copied from host memory to host memory
+        ({**LAYERS, "device": "cpu", "disk_offload": ("text_encoder",)}, "does not go with device_type='cpu'"),
+        ({**LAYERS, "device": "mps", "disk_offload": ["vae"]}, "does not go with device_type='mps'"),
+        ({**LAYERS, "dit_cpu_offload": True, "disk_offload": ("vae",)}, "does not go with dit_layerwise_offload=True"),
+        # the files are its home, so nothing is in host memory to be pinned
+        ({**LAYERS, "pin_cpu_memory": True, "disk_offload": True}, "pin_cpu_memory=True: does nothing without offload"),
+        ({"dit_cpu_offload": True, "disk_offload": ("transformer_2",)}, "dit_cpu_offload=True keeps 'transformer_2'"),
+        ({"vae_cpu_offload": True, "disk_offload": ["vae"]}, "vae_cpu_offload=True keeps 'vae' in host memory; leave"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_it_is_the_home_of_the_weights_that_counts(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError) as error:
+        FastVideoArgs.from_kwargs("m", **options)
+    assert words in str(error.value)
+
+
+def test_homes_that_differ_go_together() -> None:
+    for options in (
+        {"device": "cpu", "disk_offload": ("transformer",)},
+        {"device": "cpu", "disk_offload": True},
+        # in host memory is the transformer, on disk are the others
+        {"dit_cpu_offload": True, "disk_offload": True},
+        {"pin_cpu_memory": True, "disk_offload": ("vae",)},
+        {"pin_cpu_memory": True, "disk_offload": True, "text_encoder_cpu_offload": True},
+    ):
+        FastVideoArgs.from_kwargs("m", **LAYERS, **options)
+
+
+def test_what_does_nothing_for_the_components_that_there_are() -> None:
+    names = ["transformer", "text_encoder", "vae"]
+    args = FastVideoArgs.from_kwargs("m", **LAYERS, pin_cpu_memory=True, disk_offload=("transformer",))
+    with pytest.raises(ValueError, match="pin_cpu_memory=True: does nothing: the model has no component that is kept"):
+        args.check_components(names)
+    args.check_components([*names, "transformer_2"])
+    every: dict[str, Any] = dict.fromkeys(("dit_cpu_offload", "text_encoder_cpu_offload", "vae_cpu_offload"), True)
+    args = FastVideoArgs.from_kwargs("m", **every, disk_offload=True)
+    with pytest.raises(ValueError, match="disk_offload=True: does nothing: other options keep all components in host"):
+        args.check_components(names)
+    args.check_components([*names, "motion_encoder"])
 
 
 @pytest.mark.parametrize(
