@@ -24,6 +24,7 @@ from fastvideo.entrypoints.together import Order, TogetherMethods
 from fastvideo.entrypoints.watch import ProgressBar, control_of, interrupt_cancels
 from fastvideo.fastvideo_args import FastVideoArgs
 from fastvideo.logger import init_logger
+from fastvideo.models.loader.compile_options import check_compile_options
 from fastvideo.models.loader.gguf_source import with_weights
 from fastvideo.models.loader.plan import choose_layout, frame_multiple
 from fastvideo.models.loader.repo import Repo, resolve_repo
@@ -85,6 +86,7 @@ class VideoGenerator(LoraMethods, StreamMethods, TogetherMethods):
         """
         args = FastVideoArgs.from_kwargs(model, **kwargs)
         platform = current_platform(args.device)
+        check_compile_options(args)
         repo = with_weights(resolve_repo(args.model, args.revision), args.weight_paths)
         entry = repo.entry
         pipeline_config = args.resolved_pipeline_config(resolve(entry.pipeline_config)())

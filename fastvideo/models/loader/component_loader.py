@@ -19,6 +19,7 @@ from fastvideo.models.encoders.image_processor import ImageProcessor
 from fastvideo.models.encoders.tokenizer import plain_tokenizer
 from fastvideo.models.loader.attention import choose_attention, compile_blocks
 from fastvideo.models.loader.checkpoint import TensorInfo
+from fastvideo.models.loader.compile_options import check_compile_options
 from fastvideo.models.loader.gguf_source import names_of, official_shapes
 from fastvideo.models.loader.offload import DiskHome, host_home, offload
 from fastvideo.models.loader.quantize import bytes_of, check_quantized, quantize_weights
@@ -265,8 +266,10 @@ def load_components(
     sources = [repo.components[name] for name in required]
     models = [source for source in sources if source.has_weights]
     dtypes = {source.name: platform.dtype(pipeline_config.precision_of(source.name)) for source in models}
-    plain = [source for source in sources if not source.has_weights]
-    loaded: dict[str, object] = {source.name: _without_weights(source, pipeline_config) for source in plain}
+    loaded: dict[str, object] = {x.name: _without_weights(x, pipeline_config) for x in sources if not x.has_weights}
+    if groups.layout.world == 1:
+        args.check_components(dtypes)
+    check_compile_options(args)
     for source in models:
         source.files.fetch(source.weight_names())
     blueprints = [blueprint(source) for source in models]
@@ -276,7 +279,6 @@ def load_components(
             plan.model.cut(tiling_of(plan.arch, pipeline_config))
         check_quantized(plan.source.name, plan.model, plan.arch, args, pipeline_config)
     if groups.layout.world == 1:
-        args.check_components(dtypes)
         _warn_if_short_of_memory(blueprints, dtypes, args, platform)
     with tqdm(
         total=sum(plan.nbytes for plan in blueprints), unit="B", unit_scale=True, desc="Loading", leave=False,
