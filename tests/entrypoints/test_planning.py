@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -352,13 +353,18 @@ def test_the_table_for_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert "chosen" in out
 
 
-@pytest.mark.slow  # and a bar that is not always met: see docs/memory.md
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_the_prediction_is_within_a_tenth_of_the_measured_peak() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "plan_accuracy.py"), "--quick", "--json"]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    for case in found:
-        assert abs(case["predicted"] / case["peak"] - 1) < 0.1, case
+    """All cases of the model in the package. One by itself has been near the bar: the same run differs by some percent
+    from time to time, so what most of them show has a bar too."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "plan_accuracy.py"), "--only", "shapes-t2v", "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    errors = {case["case"]: abs(case["predicted"] / case["peak"] - 1) for case in found}
+    assert len(errors) == 5
+    assert max(errors.values()) < 0.10, done.stdout
+    assert statistics.median(errors.values()) < 0.05, done.stdout
 
 
 def test_rehearsing_leaves_this_process_as_it_was(wan_repo: Path) -> None:
