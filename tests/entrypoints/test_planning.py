@@ -354,10 +354,11 @@ def test_the_table_for_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # ten processes; five minutes were not enough on a machine that was busy
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_the_prediction_is_within_a_tenth_of_the_measured_peak() -> None:
-    """All cases of the model in the package. One by itself has been near the bar: the same run differs by some percent
-    from time to time, so what most of them show has a bar too."""
+    """All cases of the model in the package. The same run differs by up to 7% from time to time, see docs/memory.md, so
+    one by itself says little: what most of them show has a bar too."""
     command = [sys.executable, str(ROOT / "benchmarks" / "plan_accuracy.py"), "--only", "shapes-t2v", "--json"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
