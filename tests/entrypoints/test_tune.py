@@ -278,6 +278,7 @@ def test_the_command(
         ("--size 32", "--size='32': must be WIDTHxHEIGHT"),
         ("--size 32x32 --steps 0", "num_inference_steps=0: must be a whole number, at least 1"),
         ("--precision int4", "precision='int4': must be one of"),
+        ("--no-plot --plot x.png", "--plot='x.png': does nothing with --no-plot; leave one of them out"),
     ],
 )
 def test_flags_are_checked(wan_repo: Path, capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:

@@ -294,7 +294,7 @@ def tune_flags(parser: Parser) -> None:
         ("--steps", int, "N", "denoising steps"),
         ("--guidance", float, "G", "strength of the prompt"),
         ("--output", str, "FILE", "the measurements (default: where quality finds them)"),
-        ("--plot", str, "PNG", "the curve (default: beside the measurements)"),
+        ("--plot", str, "PNG", "the curve (default: beside the measurements); not with --no-plot"),
     ):  # fmt: skip
         parser.add_argument(name, type=kind | None, metavar=metavar, help=text)
     parser.add_argument("--no-plot", action="store_true", help="draw no curve")

@@ -46,7 +46,9 @@ def run(options: Namespace) -> int:
     for name, least in (("clips", 1), ("held_out", 0)):
         value = getattr(options, name)
         require(value >= least, f"--{name.replace('_', '-')}", value, f"must be {least} or more")
-    if not options.no_plot:
+    if options.no_plot:
+        require(options.plot is None, "--plot", options.plot, "does nothing with --no-plot", "leave one of them out")
+    else:
         check_matplotlib()
     args = FastVideoArgs.from_kwargs(options.model, precision=options.precision, device=options.device)
     repo = resolve_repo(args.model)
