@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCH ?= dit-7800 'vae-*-5x*' text-encoder-512 generate import help load --rounds 3 --threads 2
+BENCH ?= dit-7800 'vae-*-5x*' vae-decode-longer text-encoder-512 generate import help load --rounds 3 --threads 2
 PROMPT ?= a red circle moving left on a white background
 
 .PHONY: help env demo test lint types test-slow test-distributed parity evaluate shapes-ti2v format bench clean soak

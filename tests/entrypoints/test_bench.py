@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastvideo.configs.sample import SamplingParam
 from fastvideo.entrypoints.bench import measure, peers, wan, worker
 from fastvideo.entrypoints.bench import run as run_module
-from fastvideo.entrypoints.bench.bars import BARS, MEMORY, SECONDS, Bar, bar_row, bar_rows
+from fastvideo.entrypoints.bench.bars import BARS, GROWTH, MEMORY, SECONDS, Bar, bar_row, bar_rows
 from fastvideo.entrypoints.bench.cases import CASES, find, select
+from fastvideo.entrypoints.bench.page import tables
 from fastvideo.entrypoints.bench.programs import Machine, job, machine
 from fastvideo.entrypoints.bench.records import (
     COMPILED,
@@ -104,6 +105,11 @@ def test_bars_are_judged_by_what_was_measured() -> None:
     assert bar_row(Bar("load", MEMORY, 1.1), small)[1:] == ("110% of the weights at most", "111%", "-", "-", "not met")
     assert bar_row(Bar("load", MEMORY, 1.1), Result(case="load"))[-1] == "not measured"
     assert [bar_row(Bar("help", SECONDS, value), small)[-1] for value in (0.4, 0.39)] == ["met", "not met"]
+    longer = Result(case="vae-decode-longer", beyond=[100_000_000, 111_000_000])
+    text = "110% of a short clip's at most"
+    assert bar_row(Bar("", GROWTH, 1.1), longer)[1:] == (text, "111% (100 and 111 MB)", "-", "-", "not met")
+    assert bar_row(Bar("", GROWTH, 1.11), longer)[-1] == "met"
+    assert bar_row(Bar("", GROWTH, 1.1), Result(case="vae-decode-longer"))[-1] == "not measured"
     whole = Result(case="generate", seconds={OURS: [1.0], EAGER: [2.5]})
     assert bar_row(Bar("generate", EAGER, 3.0), whole)[2:] == ("2.50", "-", "-", "not met")
 
@@ -115,10 +121,19 @@ def test_bars_are_of_cases_on_a_cpu() -> None:
     assert {case.name for case in select(words[: words.index("--rounds")], TINY)} == {bar.case for bar in BARS}
     broken = Result(case="generate", seconds={OURS: [1.0], EAGER: [2.5]}, failures=["it broke"])
     fine = Result(case="help", seconds={OURS: [0.2], EAGER: [2.5]})
-    assert [row[0] for row in bar_rows([broken, fine], TINY)] == ["case", "`help`"]
-    assert bar_rows([broken], TINY) == []
-    for settings in ({"device": "cuda"}, {"precision": "fp32"}):
-        assert bar_rows([fine], dataclasses.replace(TINY, **settings)) == []  # type: ignore[arg-type]
+    real = dataclasses.replace(TINY, tiny=False)
+    assert [row[0] for row in bar_rows([broken, fine], real)] == ["case", "`help`"]
+    assert bar_rows([broken], real) == []
+    for settings in ({"device": "cuda"}, {"precision": "fp32"}, {"tiny": True}):
+        assert bar_rows([fine], dataclasses.replace(real, **settings)) == []  # type: ignore[arg-type]
+
+
+def test_with_sizes_for_tests_no_bar_is_judged_and_the_page_says_why() -> None:
+    facts = {"threads": 1, "device": "cpu", "refused": {}}
+    fine = Result(case="help", about="help", seconds={OURS: [0.2], EAGER: [2.5]})
+    assert "## Bars\n\nNone with `--tiny`: its sizes are for tests" in tables([fine], TINY, facts)
+    assert "| met |" not in tables([fine], TINY, facts)
+    assert "| met |" in tables([fine], dataclasses.replace(TINY, tiny=False), facts)
 
 
 # ---- Which cases ----
@@ -144,6 +159,9 @@ def test_cases_are_picked_by_name_and_glob() -> None:
         (["--precision", "fp8"], "--precision='fp8': must be bf16 or fp32"),
         (["--rounds", "0"], "--rounds=0: must be 1 or more"),
         (["--tiny", "--full"], "means nothing with --tiny"),
+        (["help", "load", "--profile", "x"], "--profile='x': there is no profile of help, load; leave it out, or name"),
+        (["vae-decode-longer", "--profile", "x"], "there is no profile of vae-decode-longer"),
+        (["dit-3120", "--profile", ""], "--profile='': must be a folder"),
         (["dit-14b", "--device", "cpu"], "runs on CUDA only"),
     ],
 )
@@ -160,7 +178,7 @@ def test_wrong_usage_is_said_before_anything_runs(
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_components(precision: str, in_this_process: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = [case.name for case in CASES if case.kind in wan.KINDS and not case.cuda_only]
+    names = [case.name for case in CASES if case.profiled and not case.cuda_only]
     if precision == "fp32":
         names = ["dit-3120", "vae-decode-5x240x416"]
     files = ("--output", str(tmp_path / "page.md"), "--json", str(tmp_path / "numbers.json"))
@@ -179,7 +197,33 @@ def test_components(precision: str, in_this_process: None, tmp_path: Path, capsy
     assert printed.strip() in page
     assert all(f"| `{name}` |" in page for name in names)
     assert f"\nfastvideo bench {names[0]} " in page
-    assert ("| `vae-encode-5x240x416` | 2 times compiled | - | - | - | not measured |" in page) == (precision == "bf16")
+    assert "None with `--tiny`" in page
+
+
+def test_memory_of_a_longer_clip(
+    in_this_process: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = (*FLAGS, "--json", str(tmp_path / "numbers.json"))
+    assert main(["bench", "vae-decode-longer", *flags]) == 0
+    (result,) = json.loads((tmp_path / "numbers.json").read_text())["results"]
+    assert len(result["beyond"]) == 2
+    assert result["seconds"] == {}
+    assert set(result["host_peak"]) == {OURS}
+    # in the table of memory, and in no other
+    assert capsys.readouterr().out.count("| `vae-decode-longer` |") == 1
+    case = find("vae-decode-longer")
+    frames = [measure.inputs_of(case, Settings(), times)["latents"].shape[2] for times in (1, 4)]
+    assert case.described(Settings()).endswith(
+        f"{1 + 4 * (frames[0] - 1)} and {1 + 4 * (frames[1] - 1)} frames of 128x128"
+    )
+
+
+@pytest.mark.slow
+def test_memory_of_decoding_does_not_grow_with_the_clip(tmp_path: Path) -> None:
+    result = run_module.measure(find("vae-decode-longer"), Settings(threads=1), machine(Settings(), tmp_path))
+    assert result.failures == []
+    short, long = result.beyond
+    assert 10**7 < long < 1.1 * short
 
 
 @pytest.mark.slow

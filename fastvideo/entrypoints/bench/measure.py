@@ -37,10 +37,12 @@ def component_repo(case: Case, settings: Settings, work: Path) -> Path:
     return write_repo(folder, {kind.component: config}, torch.bfloat16, current_platform(settings.device).device)
 
 
-def inputs_of(case: Case, settings: Settings) -> Inputs:
-    """What goes in, on the device: numbers that bf16 holds exactly, the same each time."""
+def inputs_of(case: Case, settings: Settings, times: int = 1) -> Inputs:
+    """What goes in, on the device: numbers that bf16 holds exactly, the same each time; of a clip of so many `times`
+    the frames."""
     size = case.size(settings)
-    made = KINDS[case.kind].inputs(size.config, size.shape, torch.Generator().manual_seed(SEED))
+    shape = size.shape if times == 1 else (1 + times * (size.shape[0] - 1), *size.shape[1:])
+    made = KINDS[case.kind].inputs(size.config, shape, torch.Generator().manual_seed(SEED))
     device = current_platform(settings.device).device
     return {name: (x.bfloat16().float() if x.is_floating_point() else x).to(device) for name, x in made.items()}
 
@@ -173,8 +175,9 @@ def profile(run: Callable[[], Any], file: Path, platform: Platform) -> None:
 
 
 @torch.inference_mode()
-def measure_peak(name: str, settings: Settings, work: Path, peer: str) -> Result:
-    """Peak memory of one peer that runs a case, its weights included; for a process of its own."""
+def measure_peak(name: str, settings: Settings, work: Path, peer: str, times: int = 1) -> Result:
+    """Peak memory of one peer that runs a case, with a clip of so many `times` the frames, its weights included; for a
+    process of its own."""
     case, platform = find(name), current_platform(settings.device)
     kind, loader = KINDS[case.kind], find_peers()[peer]
     # what is imported with the first model is no memory of this one
@@ -182,13 +185,23 @@ def measure_peak(name: str, settings: Settings, work: Path, peer: str) -> Result
     loader.load(small, kind, settings.precision, settings.device)
     if peer in COMPILING:
         torch.compile(torch.nn.functional.silu)(torch.ones(8, device=platform.device))
-    repo, inputs = component_repo(case, settings, work), inputs_of(case, settings)
+    repo, inputs = component_repo(case, settings, work), inputs_of(case, settings, times)
     gc.collect()
     before = process_memory("VmRSS")
     run = loader.load(repo, kind, settings.precision, settings.device)
     if peer in COMPILING:
         run(inputs)
-    return _with_peak(partial(run, inputs), Result(case=name), peer, before, platform)
+    made = 0
+
+    def measured() -> None:
+        nonlocal made
+        made = run(inputs).nbytes
+
+    result = _with_peak(measured, Result(case=name), peer, before, platform)
+    result.weights = weight_bytes(repo, DTYPES[settings.precision])
+    peaks = result.device_peak or result.host_peak
+    result.beyond = [peak - result.weights - made for peak in peaks.values()]
+    return result
 
 
 def _with_peak(run: Callable[[], Any], result: Result, peer: str, before: int | None, platform: Platform) -> Result:

@@ -17,7 +17,9 @@ BARS_TEXT = """\
 What the project set itself, for two cores with AMX. Work is that of the reference, and the peak is the fastest matrix
 product that was measured between the rounds of the case. Where the other already runs at a share S of it, nobody who
 does the same arithmetic in the same precision is more than 1/S times as fast: a bar above that is out of reach on such
-a machine."""
+a machine. A bar on what a short clip takes is about memory beyond the weights and the clip itself, with four times the
+frames."""
+NO_BARS_TEXT = "None with `--tiny`: its sizes are for tests, so the numbers mean nothing."
 LIBRARIES = ("torch", "diffusers", "transformers")
 NOTES = """\
 - A case runs all implementations in one process, in turn, after each has been warmed up; the first of a round changes
@@ -39,6 +41,9 @@ NOTES = """\
   `eager` over the largest magnitude. Of a long video the first 5 frames are compared so, the others with `eager`.
 - Memory is the peak of a process of its own. For components and loading it is what is over the process's memory before
   the weights; for whole processes it is all.
+- `vae-decode-longer` decodes a clip and one with four times the frames, ours alone, each in a process of its own. What
+  is compared is the peak less the weights and less the clip that is made, which has to be somewhere. These processes
+  give freed memory back at once; what the usual allocator keeps for later is not measured.
 - `load` casts to bf16, in one process a time, with everything imported and the files in the system's cache.
 - `help` is `fastvideo --help` against `from diffusers import WanPipeline`; `import` is `import fastvideo` against
   `import diffusers`.
@@ -72,11 +77,13 @@ FastVideo beside `diffusers`, on the same weights, in one run, by the command:
 def tables(results: Sequence[Result], settings: Settings, facts: dict[str, Any]) -> str:
     """Speed, and memory and agreement."""
     how = f"{settings.precision}, {facts['threads']} threads on {facts['device']}, {settings.rounds} rounds"
+    bars = bar_rows(results, settings)
+    told = ["## Bars", NO_BARS_TEXT] if settings.tiny else ["## Bars", BARS_TEXT, markdown(bars)] if bars else []
     parts = [
         f"## Speed\n\n{how}{'; sizes for tests, so the numbers mean nothing' if settings.tiny else ''}.",
         markdown(speed_rows(results, settings)),
         "\n".join(peak_lines(results, settings)),
-        *(["## Bars", BARS_TEXT, markdown(bars)] if (bars := bar_rows(results, settings)) else []),
+        *told,
         "## Memory and agreement",
         markdown(memory_rows(results, settings)),
     ]
@@ -96,6 +103,8 @@ def speed_rows(results: Sequence[Result], settings: Settings) -> list[Sequence[s
     )  # fmt: skip
     rows: list[Sequence[str]] = [heading]
     for result in results:
+        if result.beyond:  # of memory alone
+            continue
         timed = OURS in result.seconds
         ratios = (ratio_text(result.ratio(peer)) if timed and peer in result.seconds else "-" for peer in others)
         first = (shown(result.compile_seconds.get(peer), "{:.0f}".format) for peer in compiling)

@@ -39,8 +39,16 @@ class Case:
     """For tests."""
     full: Size | None = None
     """In place of `real` with `--full`."""
+    times: int | None = None
+    """Run beside it a clip with so many times the frames, and measure how much more memory that takes of ours, nothing
+    else."""
     cuda_only: bool = False
     """Only on CUDA, and only with `--full` or by name."""
+
+    @property
+    def profiled(self) -> bool:
+        """Whether a profile can be had of it: of components that are timed."""
+        return self.kind not in ("program", "load") and self.times is None
 
     def size(self, settings: "Settings") -> Size:
         """The size that `settings` ask for."""
@@ -96,6 +104,8 @@ class Result:
     device_peak: dict[str, int] = field(default_factory=dict)
     weights: int | None = None
     """Bytes of the weights in their target dtype."""
+    beyond: list[int] = field(default_factory=list)
+    """Bytes at the peak of ours over its weights and the clip it makes, of a short clip and of a longer one."""
     errors: dict[str, float] = field(default_factory=dict)
     """Of the output; see `bound`."""
     bound: float | None = None

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shlex
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,25 @@ def settings_of(options: Namespace) -> Settings:
     names = ("rounds", "precision", "device", "threads", "tiny", "full", "profile")
     settings = Settings(**{name: options[name] for name in names})
     # before anything runs: a name that is wrong, as far as that can be told without knowing the device
-    select(
-        options.cases, dataclasses.replace(settings, device="cuda" if settings.device == "auto" else settings.device)
-    )
+    device = "cuda" if settings.device == "auto" else settings.device
+    check_profile(options, select(options.cases, dataclasses.replace(settings, device=device)))
     return settings
+
+
+def check_profile(options: Namespace, cases: Sequence[Case]) -> None:
+    """Check that `--profile` would write something; says of which of `cases` there is none.
+
+    Raises:
+        ValueError: there is none of any.
+    """
+    if options.profile is None:
+        return
+    without = [case.name for case in cases if not case.profiled]
+    require(options.profile != "", "--profile", options.profile, "must be a folder", "leave it out to write none")
+    require(len(without) < len(cases), "--profile", options.profile, f"there is no profile of {', '.join(without)}",
+            "leave it out, or name a case of a component, such as dit-7800")  # fmt: skip
+    if without:
+        logger.info("no profile of %s: only components that are timed have one", ", ".join(without))
 
 
 def command_of(options: Namespace) -> str:
@@ -99,9 +115,11 @@ def measure(case: Case, settings: Settings, where: Machine) -> Result:
         if case.kind == "load":
             return measure_load(case, settings, where)
         settings = settings.of(case)
+        if case.times is not None:
+            return measure_growth(case, settings, where, case.times)
         result = Result(**ask(where, settings, task="time", case=case.name))
         for peer in settings.peers:
-            merge_peaks(result, Result(**ask(where, settings, task="peak", case=case.name, peer=peer)))
+            merge_peaks(result, Result(**ask(where, settings, task="peak", case=case.name, peer=peer, times="1")))
         return result
     except ValueError as error:
         return Result(case=case.name, about=case.about, failures=[str(error)])
@@ -117,6 +135,18 @@ def measure_load(case: Case, settings: Settings, where: Machine) -> Result:
             result.seconds[peer] += found.seconds[peer]
             result.weights = found.weights
             merge_peaks(result, found)
+    return result
+
+
+def measure_growth(case: Case, settings: Settings, where: Machine, times: int) -> Result:
+    """The peaks of ours with the case's clip, and with one of so many `times` the frames, each in a new process
+    that gives freed memory back at once: what the usual allocator keeps of small blocks can grow with the clip."""
+    result = Result(case=case.name, about=case.about)
+    for factor in (1, times):
+        found = Result(**ask(where, settings, task="peak", case=case.name, peer=OURS, times=str(factor), lean="yes"))
+        result.weights = found.weights
+        result.beyond += found.beyond
+        merge_peaks(result, found)
     return result
 
 

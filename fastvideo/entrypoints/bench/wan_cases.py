@@ -124,7 +124,7 @@ def _text(d_model: int, d_kv: int, d_ff: int, heads: int, layers: int) -> dict[s
 
 
 DIT_1_3B, DIT_1_3B_4, DIT_14B = _dit(12, 128, 8960, 30), _dit(12, 128, 8960, 4), _dit(40, 128, 13824, 40)
-TINY_DIT, VAE, TINY_VAE = _dit(3, 20, 100, 2, text_dim=36), _vae(96), _vae(6)
+TINY_DIT, VAE, NARROW_VAE, TINY_VAE = _dit(3, 20, 100, 2, text_dim=36), _vae(96), _vae(16), _vae(6)
 UMT5_XXL_2, TINY_UMT5 = _text(4096, 64, 10240, 64, 2), _text(36, 12, 52, 3, 2)
 
 
@@ -160,6 +160,14 @@ COMPONENT_CASES = (
     _dit_case("dit-14b", "transformer of 14B, 832x480x81", (21, 60, 104), DIT_14B, cuda_only=True),
     *(_vae_case(*size, kind) for kind in ("vae-decode", "vae-encode") for size in ((5, 240, 416), (17, 480, 832))),
     _vae_case(81, 480, 832, "vae-decode", cuda_only=True),
+    Case(
+        name="vae-decode-longer",
+        about="VAE decode at a sixth of its width, 29 and 113 frames of 128x128",
+        kind="vae-decode",
+        real=Size(config=NARROW_VAE, shape=(29, 128, 128)),  # two parts of as many frames as go through at once
+        tiny=Size(config=TINY_VAE, shape=(5, 32, 48)),
+        times=4,
+    ),
     Case(
         name="text-encoder-512",
         about="text encoder at UMT5-XXL width, 512 tokens",

@@ -316,7 +316,7 @@ def bench_flags(parser: Parser) -> None:
     for name, metavar, text in (
         ("--output", "PAGE", "write the tables and how they came about, as Markdown"),
         ("--json", "FILE", "write all numbers"),
-        ("--profile", "FOLDER", "write where the time goes, ours and the reference's, a file for each case"),
+        ("--profile", "FOLDER", "write where the time goes, ours and the reference's, of each component that is timed"),
     ):
         parser.add_argument(name, type=str | None, metavar=metavar, help=text)
     parser.epilog = textwrap.fill(f"The cases are {', '.join(case.name for case in CASES)}.", 80)
