@@ -223,6 +223,20 @@ def test_flags_of_commands(command: str) -> None:
     assert documented == set(cli.flags(subparsers()[command]))
 
 
+def test_defaults_of_flags_are_those_of_the_help() -> None:
+    default = re.compile(r"\(default: (.*?)\)")
+    compared = []
+    for command, parser in subparsers().items():
+        told = {flag: str(action.help) for action in parser._actions for flag in action.option_strings}
+        for row in rows(section("docs/cli.md", f"## fastvideo {command}")):
+            for flag in re.findall(r"`(--?[\w-]+)", row[0]):
+                here, there = default.search(row[1]), default.search(told.get(flag, ""))
+                if here and there:
+                    compared.append(flag)
+                    assert here[1].replace("`", "") == there[1], (command, flag)
+    assert "--num-gpus" in compared
+
+
 def test_flags_before_the_command() -> None:
     actions = [action for action in cli.build_parser()._actions if not isinstance(action.choices, dict)]
     top = section("docs/cli.md", "# Command line").split("\n## ")[0]

@@ -273,7 +273,8 @@ def test_auto_uses_it(wan_repo: Path, monkeypatch: pytest.MonkeyPatch, caplog: p
                                                               "num_inference_steps": 1})  # fmt: skip
     monkeypatch.setattr(choosing.CPUPlatform, "available_memory", lambda self: -(10**12))
     args = FastVideoArgs(model=str(wan_repo), device="cpu", memory="auto")
-    with pytest.raises(ValueError, match="memory='auto': nothing fits"):
+    message = r"memory='auto': nothing fits: .*disk_offload=True.* needs [\d.]+ GB of memory, of which there are 0\.00"
+    with pytest.raises(ValueError, match=message):
         fitted(resolve_repo(wan_repo), args, PipelineConfig(), ())
 
 
@@ -328,22 +329,6 @@ def test_images_are_rehearsed(i2v_repo: Path) -> None:
         "text_encoding", "image_encoding", "media_encoding", "denoising", "decoding", "saving",
     ]  # fmt: skip
     assert all(cost.held > 0 for cost in found)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--num-gpus", "4", "--ram", "16"), "--num-gpus=4: does not go with --gpu-memory and --ram"),
-        (("--tp-size", "2", "--ram", "16"), "--tp-size=2: is for several devices; leave it out"),
-        (("--size", "96x96"), "--size='96x96': is for one device; give --gpu-memory or --ram"),
-        (("--ram", "16", "--size", "96"), "--size='96': must be WIDTHxHEIGHT; such as 832x480"),
-    ],
-)
-def test_flags_that_do_not_go_together(
-    flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["plan", "shapes-t2v", *flags]) == 1
-    assert message in capsys.readouterr().err
 
 
 def test_the_table_for_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:

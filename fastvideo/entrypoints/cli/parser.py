@@ -257,17 +257,19 @@ def inspect_flags(parser: Parser) -> None:
 def plan_flags(parser: Parser) -> None:
     """The flags of `fastvideo plan`."""
     model_flags(parser)
-    parser.add_argument("--num-gpus", type=int | None, metavar="N", help="devices (default: 2; 1 with the flags below)")
+    parser.add_argument(
+        "--num-gpus", type=int | None, metavar="N", help="devices (default: 2; 1 with --gpu-memory, --ram or --quality)"
+    )
     parser.add_argument("--gpu-memory", type=float | None, metavar="GB", help="plan for one GPU with so much memory")
     parser.add_argument("--ram", type=float | None, metavar="GB",
                         help="plan for one device, and so much host memory (default: what is free here)")  # fmt: skip
     parser.add_argument("--size", type=str | None, metavar="WxH", help="of the video to plan for on one device")
     parser.add_argument("--frames", type=int | None, metavar="N", help="of it")
     parser.add_argument("--memory", type=float | None, metavar="GB",
-                        help="of each device (default: of the one that is here)")  # fmt: skip
+                        help="of each of several devices (default: of the one that is here)")  # fmt: skip
     parser.add_argument("--precision", type=str, default="auto", help="of the weights: auto, fp32, bf16 or fp16")
     parser.add_argument("--quality", type=str | None, metavar="Q",
-                        help="high or fast: plan for one device with the precision that it picks")  # fmt: skip
+                        help="exact, high or fast: plan for one device with the precision that it picks")  # fmt: skip
     for name, text in (
         ("--tp-size", "devices that hold a slice of each layer"),
         ("--sp-size", "devices that hold a part of the tokens"),

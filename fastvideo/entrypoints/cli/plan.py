@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
+from fastvideo.configs.sample.speed import QUALITIES
 from fastvideo.distributed.layout import Layout
 from fastvideo.entrypoints.cli.report import table
 from fastvideo.fastvideo_args import DEGREES, FastVideoArgs
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from fastvideo.models.loader.repo import Repo
 
 GB = 1e9
+MEMORIES = ("gpu_memory", "ram", "memory")
+FOR_ONE = ("gpu_memory", "ram", "quality")
+"""Flags that ask for one device."""
 
 
 def run(options: Namespace) -> int:
@@ -22,9 +26,11 @@ def run(options: Namespace) -> int:
     what each stage needs.
 
     Raises:
-        ValueError: the layout asked for cannot work, or the model cannot be planned.
+        ValueError: a flag's value cannot be or does nothing, the layout asked for cannot work, or the model cannot be
+            planned.
     """
-    if options.gpu_memory is not None or options.ram is not None or options.num_gpus == 1:
+    check_values(options)
+    if options.num_gpus == 1 or any(getattr(options, name) is not None for name in FOR_ONE):
         return one_device(options)
     from fastvideo.distributed.cost import bytes_sent
     from fastvideo.models.loader.repo import resolve_repo
@@ -32,8 +38,7 @@ def run(options: Namespace) -> int:
     from fastvideo.utils import resolve
 
     count = 2 if options.num_gpus is None else options.num_gpus
-    require(count > 1, "--num-gpus", count, "must be at least 1", "use 1, or 2 or more")
-    for name, value in (("--size", options.size), ("--frames", options.frames), ("--quality", options.quality)):
+    for name, value in (("--size", options.size), ("--frames", options.frames)):
         require(value is None, name, value, "is for one device", "give --gpu-memory or --ram, or leave it out")
     asked = {name: getattr(options, name) for name in DEGREES if getattr(options, name) is not None}
     asked["use_fsdp_inference"] = options.fsdp
@@ -44,7 +49,7 @@ def run(options: Namespace) -> int:
     plans = blueprints_of(repo)
     numbers = numbers_of(plans, repo.entry, config, args)
     shape = step_shape(plans, config, resolve(repo.entry.sampling)())
-    memory = options.memory * GB if options.memory else current_platform().total_memory()
+    memory = options.memory * GB if options.memory is not None else current_platform().total_memory()
     chosen = layout_of(numbers, args, memory=int(memory), vae=config.vae_sp is not False)
     rows = [("layout", "weights of a device", "sent by a device in a step", "asked for with")]
     for layout, words in alternatives(numbers, args, chosen, int(memory)):
@@ -62,29 +67,59 @@ def run(options: Namespace) -> int:
     return 0 if fits else 1
 
 
+def check_values(options: Namespace) -> None:
+    """Check what can be told of the flags' values without the model.
+
+    Raises:
+        ValueError: no such amount of memory, number of devices or level of quality.
+    """
+    for name in MEMORIES:
+        value = getattr(options, name)
+        require(value is None or value > 0, flag(name), value, "must be a number of GB above 0",
+                "such as 16, or leave it out")  # fmt: skip
+    count, quality = options.num_gpus, options.quality
+    require(count is None or count >= 1, "--num-gpus", count, "must be at least 1", "use 1, or 2 or more")
+    require(quality is None or quality in QUALITIES, "--quality", quality, f"must be one of {', '.join(QUALITIES)}")
+
+
+def check_one_device(options: Namespace) -> None:
+    """Check that no flag is given that does nothing on one device.
+
+    Raises:
+        ValueError: one is; says which.
+    """
+    one, several = ", ".join(map(flag, FOR_ONE)), "is for several devices"
+    fix = f"leave it out, or give --num-gpus, with --memory, and none of {one}"
+    require(options.num_gpus in (None, 1), "--num-gpus", options.num_gpus, f"does not go with any of {one}", fix)
+    for name in (*DEGREES, "memory"):
+        require(getattr(options, name) is None, flag(name), getattr(options, name), several, fix)
+    require(not options.fsdp, "--fsdp", True, several, fix)
+
+
+def flag(name: str) -> str:
+    """The flag of an option."""
+    return f"--{name.replace('_', '-')}"
+
+
 def one_device(options: Namespace) -> int:
     """Print what each stage needs on one device, and which options make the model fit.
 
     Raises:
         ValueError: a flag that is for several devices, or a model that cannot be planned.
     """
-    from fastvideo.entrypoints.planning.choose import choose, ways
+    from fastvideo.entrypoints.planning.choose import choose, nearest_way, ways
     from fastvideo.models.loader.repo import resolve_repo
     from fastvideo.platforms.cpu import CPUPlatform
     from fastvideo.utils import resolve
 
-    require(options.num_gpus in (None, 1), "--num-gpus", options.num_gpus, "does not go with --gpu-memory and --ram",
-            "give --memory for several devices")  # fmt: skip
-    for name in (*DEGREES, "memory"):
-        require(getattr(options, name) is None, f"--{name.replace('_', '-')}", getattr(options, name),
-                "is for several devices", "leave it out")  # fmt: skip
+    check_one_device(options)
     on_cpu = options.gpu_memory is None
     args = FastVideoArgs.from_kwargs(options.model, precision=options.precision, device="cpu" if on_cpu else "auto",
                                      quality=options.quality or "exact")  # fmt: skip
     repo = resolve_repo(args.model)
     config = args.resolved_pipeline_config(resolve(repo.entry.pipeline_config)())
     explicit = {"precision"} if options.precision != "auto" else set()
-    if options.quality is not None:
+    if args.quality != "exact":
         args, config, explicit = of_quality(repo, args, config, explicit)
     sampling = resolve(repo.entry.sampling)()
     if options.size is not None:
@@ -93,8 +128,9 @@ def one_device(options: Namespace) -> int:
         sampling.num_frames = options.frames
     sampling.check()
     ram = CPUPlatform().available_memory() if options.ram is None else options.ram * GB
+    device_memory = int((options.gpu_memory or 0) * GB)
     found = ways(repo, args, config, sampling, explicit=explicit, on_cpu=on_cpu,
-                 device_memory=int((options.gpu_memory or 0) * GB), host_memory=int(ram))  # fmt: skip
+                 device_memory=device_memory, host_memory=int(ram))  # fmt: skip
     chosen, seen = choose(found)
     where = f"{ram / GB:.1f} GB of {'memory' if on_cpu else 'host memory'}"
     where = where if on_cpu else f"{options.gpu_memory:g} GB on the GPU and {where}"
@@ -107,7 +143,8 @@ def one_device(options: Namespace) -> int:
     print(table(rows))
     print("\ndB: PSNR to the video of whole weights in fp32, measured with shapes-t2v; see docs/quantization.md")
     if chosen is None:
-        print("\nnothing fits: use a smaller size, fewer frames, or a smaller model")
+        short = nearest_way(seen, on_cpu, device_memory, int(ram))
+        print(f"\nnothing fits: {short}; use a smaller size, fewer frames, or a smaller model")
         return 1
     rows = [("stage", *(() if on_cpu else ("GPU, GB",)), "host, GB", "seconds", "TFLOP")]
     for stage in chosen.stages:

@@ -1,7 +1,7 @@
 """Which options make a model fit into the memory there is: those that change least, and of these the quickest."""
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -242,6 +242,21 @@ def choose(found: Iterator[Way]) -> tuple[Way | None, list[Way]]:
     return None, seen
 
 
+def nearest_way(seen: Sequence[Way], on_cpu: bool, device_memory: int, host_memory: int) -> str:
+    """Of ways that do not fit the one that is short of the least, in words: which memory it is short of, how much it
+    needs, and how much there is."""
+
+    def short(way: Way) -> list[tuple[str, int, int]]:
+        sides = [("memory" if on_cpu else "host memory", way.host, host_memory)]
+        sides += [] if on_cpu else [("GPU memory", way.device, device_memory)]
+        return [(name, needed, max(0, there)) for name, needed, there in sides if needed > there]
+
+    nearest = min(seen, key=lambda way: max(needed / max(1, there) for _, needed, there in short(way)))
+    needs = (f"{needed / 1e9:.2f} GB of {name}, of which there are {there / 1e9:.2f}"
+             for name, needed, there in short(nearest))  # fmt: skip
+    return f"{nearest.words} needs {', and '.join(needs)}"
+
+
 def fitted(
     repo: Repo, args: FastVideoArgs, config: PipelineConfig, explicit: Collection[str]
 ) -> tuple[FastVideoArgs, PipelineConfig]:
@@ -253,16 +268,16 @@ def fitted(
     platform, host = current_platform(args.device), CPUPlatform()
     kind = platform.device_type
     require(kind != "mps", "memory", args.memory, "knows CPU and CUDA devices", "leave it None")
-    there = host.available_memory() + (process_memory("VmRSS") or 0)
+    there, on_device = host.available_memory() + (process_memory("VmRSS") or 0), platform.available_memory()
     sampling: SamplingParam = resolve(repo.entry.sampling)()
     found = ways(
         repo, args, config, sampling, explicit=explicit, on_cpu=kind == "cpu",
-        device_memory=platform.available_memory(), host_memory=there, here=True,
+        device_memory=on_device, host_memory=there, here=True,
     )  # fmt: skip
     way, seen = choose(found)
     if way is None:
-        least = min(seen, key=lambda one: one.device)
-        require(False, "memory", args.memory, f"nothing fits: {least.words} needs {least.device / 1e9:.1f} GB",
+        least = nearest_way(seen, kind == "cpu", on_device, there)
+        require(False, "memory", args.memory, f"nothing fits: {least}",
                 "close other programs, or use a smaller model")  # fmt: skip
         raise AssertionError
     logger.info("memory: %s, %.1f GB at the peak; %s", way.words, way.device / 1e9, way.quality)
