@@ -110,15 +110,21 @@ def test_bars_are_judged_by_what_was_measured() -> None:
     assert bar_row(Bar("", GROWTH, 1.1), longer)[1:] == (text, "111% (100 and 111 MB)", "-", "-", "not met")
     assert bar_row(Bar("", GROWTH, 1.11), longer)[-1] == "met"
     assert bar_row(Bar("", GROWTH, 1.1), Result(case="vae-decode-longer"))[-1] == "not measured"
+    device = Result(case="dit-1.3b", seconds={OURS: [0.7], OURS_COMPILED: [0.5], EAGER: [0.8]})
+    rows = bar_rows([device], Settings(device="cuda"))[1:]
+    assert [row[1:3] for row in rows] == [("1.5 times eager", "1.60"), ("0.55 s at most", "0.500 s")]
+    assert {row[-1] for row in rows} == {"met"}
+    del device.seconds[OURS_COMPILED]
+    assert {row[-1] for row in bar_rows([device], Settings(device="cuda"))[1:]} == {"not measured"}
     whole = Result(case="generate", seconds={OURS: [1.0], EAGER: [2.5]})
     assert bar_row(Bar("generate", EAGER, 3.0), whole)[2:] == ("2.50", "-", "-", "not met")
 
 
 def test_bars_are_of_cases_on_a_cpu() -> None:
-    assert {bar.case for bar in BARS} <= {case.name for case in CASES}
+    assert {bar.case for bars in BARS.values() for bar in bars} <= {case.name for case in CASES}
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
     words = shlex.split(re.findall(r"^BENCH \?= (.*)$", makefile, re.M)[0])
-    assert {case.name for case in select(words[: words.index("--rounds")], TINY)} == {bar.case for bar in BARS}
+    assert {case.name for case in select(words[: words.index("--rounds")], TINY)} == {bar.case for bar in BARS["cpu"]}
     broken = Result(case="generate", seconds={OURS: [1.0], EAGER: [2.5]}, failures=["it broke"])
     fine = Result(case="help", seconds={OURS: [0.2], EAGER: [2.5]})
     real = dataclasses.replace(TINY, tiny=False)

@@ -14,7 +14,8 @@ from fastvideo.entrypoints.bench.records import COMPILING, OURS, OURS_COMPILED, 
 from fastvideo.utils import processor
 
 BARS_TEXT = """\
-What the project set itself, for two cores with AMX. Work is that of the reference, and the peak is the fastest matrix
+What the project set itself: on CPUs for two cores with AMX; on CUDA for an H200, where 50 steps with guidance in 55 s
+are 100 forwards of 0.55 s, ours compiled. Work is that of the reference, and the peak is the fastest matrix
 product that was measured between the rounds of the case. Where the other already runs at a share S of it, nobody who
 does the same arithmetic in the same precision is more than 1/S times as fast: a bar above that is out of reach on such
 a machine. A bar on what a short clip takes is about memory beyond the weights and the clip itself, with four times the

@@ -117,9 +117,9 @@ class Result:
         """Seconds of `peer`."""
         return statistics.median(self.seconds[peer])
 
-    def ratio(self, peer: str) -> "Ratio":
+    def ratio(self, peer: str, ours: str = OURS) -> "Ratio":
         """How many times as fast as `peer` ours is."""
-        return ratio_of_medians(self.seconds[peer], self.seconds[OURS])
+        return ratio_of_medians(self.seconds[peer], self.seconds[ours])
 
     @property
     def rate(self) -> float | None:
