@@ -7,7 +7,7 @@ from tests.architecture.source import PACKAGE, ROOT, functions, parsed
 FUNCTION_LINES = 60
 FILE_LINES = 400
 MODEL_FILE_LINES = 600
-CORE_LINES = 20_760
+CORE_LINES = 20_770
 """Of the package, without what belongs to one model family, and without `APPLICATIONS`."""
 APPLICATIONS = ("entrypoints/bench", "entrypoints/tune", "entrypoints/serve", "training")
 """Folders that use the package; nothing else in it uses them, but the command line their flags."""

@@ -88,7 +88,8 @@ def test_nan_is_handed_on() -> None:
 
 
 @has_products
-def test_compiled_code_calls_it() -> None:
+def test_compiled_code_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_products, "HERE", True)
     q, k, v = tensors(520, 600, 2, 64)
     torch.library.opcheck(cpu_products.attend, (q, k, v, 0.1))
     calls: list[str] = []
@@ -109,8 +110,7 @@ def test_compiled_code_calls_it() -> None:
         ({"length": 500}, "short"),
         ({"keys": 300}, "few keys"),
         ({"dim": 32}, "small heads"),
-        ({"amx": True}, "the fused kernel is quick with AMX"),
-        ({"bf16": False}, "no products in bf16"),
+        ({"here": False}, "another CPU"),
     ],
 )
 def test_when_it_is_taken(monkeypatch: pytest.MonkeyPatch, change: dict[str, object], why: str) -> None:
@@ -118,9 +118,8 @@ def test_when_it_is_taken(monkeypatch: pytest.MonkeyPatch, change: dict[str, obj
     monkeypatch.setattr(cpu_products, "attend", lambda *args: taken.append(True) or args[0])
 
     def run(dtype: torch.dtype = torch.bfloat16, length: int = 600, keys: int = 600, dim: int = 64,
-            amx: bool = False, bf16: bool = True) -> bool:  # fmt: skip
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+            here: bool = True) -> bool:  # fmt: skip
+        monkeypatch.setattr(cpu_products, "HERE", here)
         taken.clear()
         SDPABackend()(*(x.to(dtype) for x in tensors(length, keys, 1, dim)))
         return bool(taken)
@@ -134,3 +133,12 @@ def test_when_it_is_taken(monkeypatch: pytest.MonkeyPatch, change: dict[str, obj
         SDPABackend()(q.clone().requires_grad_(), k, v)
         SDPABackend()(q, k, v.clone().requires_grad_())
     assert not taken
+
+
+@has_products
+@pytest.mark.parametrize(("amx", "bf16", "quick"), [(False, True, True), (True, True, False), (False, False, False)])
+def test_where_it_is_quick(monkeypatch: pytest.MonkeyPatch, amx: bool, bf16: bool, quick: bool) -> None:
+    """With AMX the fused kernel is quick, and without products in bf16 neither is."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    assert cpu_products.quick_here() == quick

@@ -21,6 +21,20 @@ LEAST_KEYS = 512
 HEAD_DIMS = (64, 256)
 
 
+def quick_here() -> bool:
+    """Whether this CPU has products in bf16, but no AMX, with which the fused kernel is quick."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.cpu._is_avx512_bf16_supported()
+        and not torch.cpu._is_amx_tile_supported()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+HERE = quick_here()
+"""A constant, for the compiler too."""
+
+
 def pays(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
     """Whether this was measured to be quicker for the likes of `q` [B, L, heads, D], `k` and `v` [B, S, heads, D]."""
     return (
@@ -29,18 +43,7 @@ def pays(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
         and HEAD_DIMS[0] <= q.shape[-1] <= HEAD_DIMS[1]
         and min(q.shape[1], k.shape[1]) >= LEAST_KEYS
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
-        and _here()
-    )
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _here() -> bool:
-    """Whether this CPU has products in bf16, but no AMX, with which the fused kernel is quick."""
-    return (
-        torch.backends.mkldnn.is_available()
-        and torch.cpu._is_avx512_bf16_supported()
-        and not torch.cpu._is_amx_tile_supported()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and HERE
     )
 
 
