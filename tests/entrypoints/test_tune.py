@@ -256,7 +256,7 @@ def test_the_command(
     loading = high["loading"]
     assert loading["options"] in ({"quantization": "int8_dynamic"}, sparse)  # whichever was the quicker
     assert loading["held_out"]["clips"] == 2
-    assert re.search(r"quantization='int8_dynamic'.* high, fast", out)
+    assert re.search(r"quantization='int8_dynamic'.* (high|fast)\b", out)
     with VideoGenerator.from_pretrained(wan_repo, device="cpu", quality="high") as generator:
         assert generator.args.quantization == "int8_dynamic"
     with VideoGenerator.from_pretrained(wan_repo, device="cpu", precision="fp32") as generator:

@@ -47,11 +47,11 @@ class Peer(Protocol):
 
 
 class Ours:
-    """This package, as its own loader sets it up; with `compiled`, under `enable_torch_compile`."""
+    """This package, as its own loader sets it up."""
 
-    def __init__(self, name: str = OURS, compiled: bool = False) -> None:
-        self.name = name
-        self.compiled = compiled
+    name = OURS
+    compiled = False
+    """Under `enable_torch_compile`."""
 
     def why_not(self, device: str) -> str | None:
         return None
@@ -62,6 +62,13 @@ class Ours:
         config = PipelineConfig().with_precision(precision)
         model = load_components(source, tuple(source.components), args, config, progress=False)[kind.component]
         return lambda inputs: kind.ours(model, inputs)
+
+
+class OursCompiled(Ours):
+    """The same, with blocks that are compiled."""
+
+    name = OURS_COMPILED
+    compiled = True
 
 
 class Reference:
@@ -89,7 +96,7 @@ class Reference:
 
 def find_peers() -> dict[str, Peer]:
     """All by name, in the order of the columns; those of other packages last."""
-    peers: list[Peer] = [Ours(), Ours(OURS_COMPILED, compiled=True)]
+    peers: list[Peer] = [Ours(), OursCompiled()]
     peers += [Reference(EAGER, compiled=False), Reference(COMPILED, compiled=True)]
     peers += [resolve(point.value)() for point in entry_points(group=ENTRY_POINTS)]
     return {peer.name: peer for peer in peers}
