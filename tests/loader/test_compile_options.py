@@ -54,7 +54,7 @@ def test_what_torch_does_not_have_is_refused(kwargs: dict[str, Any], words: str)
         {"backend": "aot_eager", "dynamic": False},
         {"backend": CompileCounter(), "mode": "whatever it takes"},
     ],
-    ids=str,
+    ids=["nothing", "mode", "options", "backend", "callable"],
 )
 def test_what_it_has_goes(kwargs: dict[str, Any]) -> None:
     check_compile_options(asked(**kwargs))
