@@ -204,7 +204,7 @@ class FastVideoArgs(Assignable):
         return option if option is not None and getattr(self, option) else ""
 
     def _on_disk(self, component: str) -> bool:
-        """Whether `disk_offload` is about `component`, unless that is kept in host memory."""
+        """Whether `disk_offload` is about `component`."""
         return self.disk_offload if isinstance(self.disk_offload, bool) else component in self.disk_offload
 
     def check_components(self, names: Collection[str]) -> None:

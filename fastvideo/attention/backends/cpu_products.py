@@ -38,12 +38,12 @@ HERE = quick_here()
 def pays(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
     """Whether this was measured to be quicker for the likes of `q` [B, L, heads, D], `k` and `v` [B, S, heads, D]."""
     return (
-        q.device.type == "cpu"
+        HERE
+        and q.device.type == "cpu"
         and q.dtype == torch.bfloat16
         and HEAD_DIMS[0] <= q.shape[-1] <= HEAD_DIMS[1]
         and min(q.shape[1], k.shape[1]) >= LEAST_KEYS
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
-        and HERE
     )
 
 

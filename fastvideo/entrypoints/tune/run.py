@@ -103,10 +103,11 @@ class Loader:
         if config.dit_precision == self.config.dit_precision and args.quantization is None and same_attention:
             return "the transformer computes in it already"
         try:
-            dtype = platform.dtype(config.dit_precision)
+            platform.dtype(config.dit_precision)
             check(self.repo, config, args, platform.device_type)
-            for model, arch in (bare(source, config) for source in self.repo.components.values() if source.has_weights):
-                choose_attention(model, arch, dtype, args, platform, ONE_RANK)
+            for source in filter(lambda one: one.has_weights, self.repo.components.values()):
+                dtype = platform.dtype(config.precision_of(source.name))
+                choose_attention(*bare(source, config), dtype, args, platform, ONE_RANK)
         except ValueError as error:
             return str(error)
         return None
